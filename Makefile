@@ -1,0 +1,45 @@
+# Two commands need nothing before them: `make demo` and `make test`. They set up .venv by themselves.
+#   PYTHON   the interpreter to make .venv with
+#   TORCH    what to install as torch; a CPU build is enough (README, "Install")
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/pip --disable-pip-version-check
+NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
+
+.PHONY: demo test bench lint sdist clean
+
+demo: $(VENV)/built
+	@$(BIN)/python -m npu_rope demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/built
+	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+
+lint: $(VENV)/built
+	$(PIP) install --quiet '.[dev]' --no-build-isolation --no-deps ruff clang-format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+clean:
+	rm -rf $(VENV) build dist python/*.egg-info python/npu_rope/_C*.so
+
+# torch first and by itself: what comes after is then satisfied by it and never replaces it.
+$(VENV)/packages: pyproject.toml Makefile
+	@echo "[1/3] environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] packages: torch (a few hundred MB), then what build, tests and demo need"
+	@$(PIP) install --progress-bar on '$(TORCH)'
+	@$(PIP) install --progress-bar on $$($(BIN)/python cmake/requirements.py build-system demo test)
+	@touch $@
+
+$(VENV)/built: $(VENV)/packages $(NATIVE)
+	@echo "[3/3] building npu_rope"
+	@PATH=$(abspath $(BIN)):$$PATH $(PIP) install --verbose --no-build-isolation --no-deps --editable . \
+	  2>&1 | grep -E --line-buffered '^ *(\[[0-9]+/[0-9]+\]|npu_rope:|.*(error|warning|Error):)|Successfully' ; \
+	  $(BIN)/python -c 'import npu_rope'
+	@touch $@

@@ -1,0 +1,66 @@
+// From the operator's arguments to a checked geometry. Knows tensors, but no device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "rope/rope_geometry.h"
+
+namespace npu_rope {
+
+/// The keyword arguments of every form of the operator, as they came.
+struct RopeOptions {
+  std::optional<c10::string_view> layout;
+  std::optional<int64_t> rotary_dim;
+  int64_t rotary_offset;
+  bool interleaved;
+  bool deinterleave;
+  bool cast_tables;
+};
+
+/// Which axis of a tensor is which; -1 where it has none. The last axis is never among them.
+struct Axes {
+  int64_t batch, token, head;
+};
+
+/// What the checks found out, as far as it does not depend on a token or head count.
+struct RopeArgs {
+  Style style;
+  bool half_tables, cast_tables;
+  int64_t head_dim, rotary_dim, rotary_offset;
+  Axes rows, table;
+};
+
+/// Checks ranks, sizes, dtypes, devices and options of the inputs, and throws c10::Error naming the
+/// argument, what was expected and what came. `names` are what errors call q and k.
+/// Int is int64_t, or c10::SymInt for a kernel that is traced: no token or head count is
+/// specialised then.
+template <class Int>
+RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                      const at::Tensor& sin, const RopeOptions& options,
+                      const char* const (&names)[2]);
+
+/// Checks that outputs have exactly their inputs' shape, dtype and device.
+template <class Int>
+void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_out,
+                   const at::Tensor& k_out);
+
+/// Checks that what is written overlaps nothing but, exactly, its own input, as far as ATen can
+/// tell. For the in-place form the outputs are the inputs.
+void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                   const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out);
+
+/// The geometry of checked tensors whose last axes are all dense.
+RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::Tensor& k,
+                           const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
+                           const at::Tensor& k_out, bool transpose);
+
+/// Whether elements of the last axis lie side by side, as every kernel wants them.
+inline bool has_dense_rows(const at::Tensor& tensor) {
+  return tensor.stride(-1) == 1 || tensor.size(-1) <= 1;
+}
+
+}  // namespace npu_rope

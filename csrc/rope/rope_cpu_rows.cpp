@@ -1,0 +1,363 @@
+// The rotation of one thread's share. Compiled once for each instruction set, with ROPE_ISA naming
+// the namespace; so nothing here may have external linkage but rotate_range, and neither ATen nor
+// inline functions of the standard library may be used: the linker would keep one copy for all.
+#include "rope_cpu_rows.h"
+
+#include "rope_cpu_lanes.h"
+
+namespace npu_rope::ROPE_ISA {
+namespace {
+
+constexpr int64_t kMaxDim = 1024;       // of a head
+constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
+constexpr int64_t kBlockTokens = 32;
+constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kLineBytes = 64;
+
+/// From which order to which a row is rotated.
+enum class Order { kHalf, kInterleaved, kInterleavedToHalf, kHalfToInterleaved };
+
+constexpr bool reads_interleaved(Order order) {
+  return order == Order::kInterleaved || order == Order::kInterleavedToHalf;
+}
+constexpr bool writes_interleaved(Order order) {
+  return order == Order::kInterleaved || order == Order::kHalfToInterleaved;
+}
+
+// Lanes as T::load gives them <-> lanes in the elements' order.
+
+template <class T, class E, int N>
+ROPE_INLINE Two<E, N> in_order(Two<E, N> loaded) {
+  if constexpr (T::kDealt) return merge(loaded);
+  return loaded;
+}
+template <class T, class E, int N>
+ROPE_INLINE Two<E, N> as_loaded(Two<E, N> ordered) {
+  if constexpr (T::kDealt) return deal(ordered);
+  return ordered;
+}
+
+// Lanes as T::load gives them <-> first partners in a, second partners in b, of interleaved pairs.
+
+template <class T, class E, int N>
+ROPE_INLINE Two<E, N> to_pairs(Two<E, N> loaded) {
+  if constexpr (T::kDealt) return loaded;
+  return deal(loaded);
+}
+template <class T, class E, int N>
+ROPE_INLINE Two<E, N> from_pairs(Two<E, N> pairs) {
+  if constexpr (T::kDealt) return pairs;
+  return merge(pairs);
+}
+
+/// Any NaN as the standard one, whose low bits are zeros, which BFloat16's rounding relies on.
+template <class E>
+ROPE_INLINE E without_nan_payload(E value) {
+  return value == value ? value : E{} + __builtin_nanf("");
+}
+template <class E, int N>
+ROPE_INLINE Two<E, N> without_nan_payload(Two<E, N> v) {
+  return {without_nan_payload(v.a), without_nan_payload(v.b)};
+}
+
+template <int N>
+struct Lanes {};  // carries a vector's width to a lambda
+
+/// Cuts pairs into steps of 2 * N, then of narrower vectors, then single pairs (N = 0), and calls
+/// f(Lanes<N>, first pair).
+template <int N, int Narrowest, class F>
+ROPE_INLINE void for_each_step(int64_t pairs, const F& f, int64_t first = 0) {
+  for (; first + 2 * N <= pairs; first += 2 * N) f(Lanes<N>(), first);
+  if constexpr (N > Narrowest) {
+    for_each_step<N / 2, Narrowest>(pairs, f, first);
+  } else {
+    for (; first < pairs; ++first) f(Lanes<0>(), first);
+  }
+}
+
+template <class T, Order order>
+struct Rotation {
+  using Element = typename T::Element;
+  using Compute = typename T::Compute;
+  using Table = Native<Compute>;
+  static constexpr int kLanes = kVectorBytes / sizeof(Compute);
+  static constexpr int kNarrowest = 16 / sizeof(Compute);
+
+  // The prepared table of a token has four values for each pair, with the sign inside sin1,
+  //   y1 = x1 * cos1 + x2 * sin1,  y2 = x2 * cos2 + x1 * sin2,
+  // and lies step by step in the lanes' order: 2 * N of cos1, of sin1, of cos2, of sin2.
+
+  template <class F>
+  static ROPE_INLINE void for_each_step(int64_t pairs, const F& f) {
+    ROPE_ISA::for_each_step<kLanes, kNarrowest>(pairs, f);
+  }
+
+  /// One row: x and y are the first elements of the rotated slice, and may be the same unless the
+  /// order changes.
+  static ROPE_INLINE void rotate_row(const Element* x, Element* y, int64_t pairs,
+                                     const Compute* table) {
+    for_each_step(pairs, [&](auto lanes, int64_t first) {
+      rotate_step(lanes, x, y, pairs, first, table + 4 * first);
+    });
+  }
+
+  template <int N>
+  static ROPE_INLINE void rotate_step(Lanes<N>, const Element* x, Element* y, int64_t pairs,
+                                      int64_t first, const Compute* table) {
+    const auto cos1 = Table::template load<N>(table);
+    const auto sin1 = Table::template load<N>(table + 2 * N);
+    const auto cos2 = Table::template load<N>(table + 4 * N);
+    const auto sin2 = Table::template load<N>(table + 6 * N);
+    Two<Compute, N> x1, x2;
+    if constexpr (reads_interleaved(order)) {
+      const auto u = to_pairs<T>(T::template load<N>(x + 2 * first));
+      const auto v = to_pairs<T>(T::template load<N>(x + 2 * first + 2 * N));
+      x1 = {u.a, v.a};
+      x2 = {u.b, v.b};
+    } else {
+      x1 = T::template load<N>(x + first);
+      x2 = T::template load<N>(x + pairs + first);
+      if constexpr (writes_interleaved(order)) {
+        x1 = in_order<T>(x1);
+        x2 = in_order<T>(x2);
+      }
+    }
+    const Two<Compute, N> y1 = {x1.a * cos1.a + x2.a * sin1.a, x1.b * cos1.b + x2.b * sin1.b};
+    const Two<Compute, N> y2 = {x2.a * cos2.a + x1.a * sin2.a, x2.b * cos2.b + x1.b * sin2.b};
+    if constexpr (writes_interleaved(order)) {
+      T::template store<N>(y + 2 * first, from_pairs<T>(Two<Compute, N>{y1.a, y2.a}));
+      T::template store<N>(y + 2 * first + 2 * N, from_pairs<T>(Two<Compute, N>{y1.b, y2.b}));
+    } else if constexpr (reads_interleaved(order)) {
+      T::template store<N>(y + first, as_loaded<T>(y1));
+      T::template store<N>(y + pairs + first, as_loaded<T>(y2));
+    } else {
+      T::template store<N>(y + first, y1);
+      T::template store<N>(y + pairs + first, y2);
+    }
+  }
+
+  static ROPE_INLINE void rotate_step(Lanes<0>, const Element* x, Element* y, int64_t pairs,
+                                      int64_t pair, const Compute* table) {
+    constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
+    const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
+    const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
+    T::write(y + (writes ? 2 * pair : pair), x1 * table[0] + x2 * table[1]);
+    T::write(y + (writes ? 2 * pair + 1 : pairs + pair), x2 * table[2] + x1 * table[3]);
+  }
+
+  /// One table row of dtype S to Compute, rounded to T on the way if asked for.
+  template <class S>
+  static void widen(const void* table, int64_t size, bool round, Compute* row) {
+    const auto* from = static_cast<const typename S::Element*>(table);
+    int64_t i = 0;
+    if constexpr (sizeof(typename S::Compute) == sizeof(Compute)) {
+      for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+        auto v = without_nan_payload(in_order<S>(S::template load<kLanes>(from + i)));
+        if (round) v = T::rounded(v);
+        Table::template store<kLanes>(row + i, v);
+      }
+    }
+    for (; i < size; ++i) {
+      const Compute value = without_nan_payload(static_cast<Compute>(S::read(from + i)));
+      row[i] = round ? T::rounded(value) : value;
+    }
+  }
+
+  static void widen(DType dtype, const void* table, int64_t size, bool round, Compute* row) {
+    switch (dtype) {
+      case DType::kFloat16:
+        return widen<Float16>(table, size, round, row);
+      case DType::kBFloat16:
+        return widen<BFloat16>(table, size, round, row);
+      case DType::kFloat32:
+        return widen<Float32>(table, size, round, row);
+      case DType::kFloat64:
+        return widen<Float64>(table, size, round, row);
+    }
+  }
+
+  static void prepare_table(const RopeGeometry& geometry, const RopePointers& pointers,
+                            int64_t batch, int64_t token, Compute* table) {
+    const DType dtype = geometry.table_dtype;
+    const int64_t pairs = geometry.rotary_dim / 2;
+    const int64_t size = geometry.half_tables ? pairs : geometry.rotary_dim;
+    const int64_t bytes = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+    const bool round = geometry.cast_tables && dtype != geometry.dtype;
+    const int64_t cos_offset = batch * geometry.cos.batch + token * geometry.cos.token;
+    const int64_t sin_offset = batch * geometry.sin.batch + token * geometry.sin.token;
+    Compute cos[kMaxDim], sin[kMaxDim];
+    widen(dtype, static_cast<const char*>(pointers.cos) + cos_offset * bytes, size, round, cos);
+    widen(dtype, static_cast<const char*>(pointers.sin) + sin_offset * bytes, size, round, sin);
+
+    // Full tables lie like the rotated row; the second half of half tables is the first one.
+    constexpr bool interleaved = order == Order::kInterleaved;
+    const bool dealt = interleaved && !geometry.half_tables;
+    const int64_t second = geometry.half_tables ? 0 : pairs;
+    const bool transpose = geometry.transpose;
+
+    for_each_step(pairs, [&](auto lanes, int64_t first) {
+      arrange(lanes, cos, sin, first, second, dealt, transpose, table + 4 * first);
+    });
+  }
+
+  /// The partners' table values of pairs [first, first + 2N), in the pairs' order.
+  template <int N>
+  static ROPE_INLINE void take(const Compute* row, int64_t first, int64_t second, bool dealt,
+                               Two<Compute, N>& value1, Two<Compute, N>& value2) {
+    if (dealt) {
+      const auto u = deal(Table::template load<N>(row + 2 * first));
+      const auto v = deal(Table::template load<N>(row + 2 * first + 2 * N));
+      value1 = {u.a, v.a};
+      value2 = {u.b, v.b};
+    } else {
+      value1 = Table::template load<N>(row + first);
+      value2 = Table::template load<N>(row + second + first);
+    }
+  }
+
+  template <int N>
+  static ROPE_INLINE void arrange(Lanes<N>, const Compute* cos, const Compute* sin, int64_t first,
+                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+    Two<Compute, N> cos1, cos2, sin1, sin2;
+    take<N>(cos, first, second, dealt, cos1, cos2);
+    take<N>(sin, first, second, dealt, sin1, sin2);
+    const Two<Compute, N> minus_sin1 = {-sin1.a, -sin1.b};
+    const auto put = [&](int place, Two<Compute, N> v) {
+      if constexpr (order == Order::kHalf) v = as_loaded<T>(v);
+      Table::template store<N>(table + place * 2 * N, v);
+    };
+    put(0, cos1);
+    put(1, transpose ? sin2 : minus_sin1);
+    put(2, cos2);
+    put(3, transpose ? minus_sin1 : sin2);
+  }
+
+  static ROPE_INLINE void arrange(Lanes<0>, const Compute* cos, const Compute* sin, int64_t pair,
+                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+    const int64_t i1 = dealt ? 2 * pair : pair;
+    const int64_t i2 = dealt ? 2 * pair + 1 : second + pair;
+    table[0] = cos[i1];
+    table[1] = transpose ? sin[i2] : -sin[i1];
+    table[2] = cos[i2];
+    table[3] = transpose ? -sin[i1] : sin[i2];
+  }
+
+  /// One of q and k: its rows of a block of tokens.
+  struct Rows {
+    const Element* x;
+    Element* y;
+    RowStrides x_strides, y_strides;
+    int64_t tokens, heads;
+    bool in_place;
+  };
+
+  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables,
+                          bool prefetch) {
+    const int64_t dim = geometry.rotary_dim, offset = geometry.rotary_offset;
+    const int64_t rest = geometry.head_dim - offset - dim;
+    const int64_t row_bytes = dim * sizeof(Element);
+    // Head by head where that is the order in memory (BNSD), otherwise token by token.
+    const bool by_head = rows.x_strides.token < rows.x_strides.head;
+    const int64_t outer_size = by_head ? rows.heads : rows.tokens;
+    const int64_t inner_size = by_head ? rows.tokens : rows.heads;
+    const int64_t outer_stride = by_head ? rows.x_strides.head : rows.x_strides.token;
+    const int64_t outer_ahead = 1 + kPrefetchBytes / (inner_size * row_bytes + 1);
+    const int64_t ahead = offset + outer_ahead * outer_stride;
+    for (int64_t outer = 0; outer < outer_size; ++outer) {
+      for (int64_t inner = 0; inner < inner_size; ++inner) {
+        const int64_t token = by_head ? inner : outer, head = by_head ? outer : inner;
+        const Element* x = rows.x + token * rows.x_strides.token + head * rows.x_strides.head;
+        Element* y = rows.y + token * rows.y_strides.token + head * rows.y_strides.head;
+        if (prefetch) {
+          const char* line = reinterpret_cast<const char*>(x + ahead);
+          for (int64_t i = 0; i < row_bytes; i += kLineBytes) __builtin_prefetch(line + i);
+        }
+        if (!rows.in_place) {
+          if (offset > 0) std::memcpy(y, x, offset * sizeof(Element));
+          if (rest > 0) std::memcpy(y + offset + dim, x + offset + dim, rest * sizeof(Element));
+        }
+        x += offset;
+        y += offset;
+        const Compute* table = tables + token * 2 * dim;
+        if constexpr (reads_interleaved(order) != writes_interleaved(order)) {
+          if (rows.in_place) {
+            Element copy[kMaxDim];
+            std::memcpy(copy, x, row_bytes);
+            rotate_row(copy, y, dim / 2, table);
+            continue;
+          }
+        }
+        rotate_row(x, y, dim / 2, table);
+      }
+    }
+  }
+
+  static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
+                     const RopeRange& range) {
+    alignas(kLineBytes) Compute tables[kTableBytes / sizeof(Compute)];
+    const int64_t table_size = 2 * geometry.rotary_dim;
+    int64_t block = kTableBytes / static_cast<int64_t>(sizeof(Compute)) / (table_size + (table_size == 0));
+    if (block > kBlockTokens) block = kBlockTokens;
+    if (block < 1) block = 1;
+    for (int64_t token = range.token_begin; token < range.token_end; token += block) {
+      const int64_t left = range.token_end - token;
+      const int64_t tokens = left < block ? left : block;
+      for (int64_t i = 0; i < tokens; ++i) {
+        prepare_table(geometry, pointers, range.batch, token + i, tables + i * table_size);
+      }
+      const auto rows = [&](const void* x, void* y, RowStrides x_strides, RowStrides y_strides,
+                            int64_t head_begin, int64_t head_end, bool in_place) {
+        return Rows{static_cast<const Element*>(x) + range.batch * x_strides.batch +
+                        token * x_strides.token + head_begin * x_strides.head,
+                    static_cast<Element*>(y) + range.batch * y_strides.batch +
+                        token * y_strides.token + head_begin * y_strides.head,
+                    x_strides,
+                    y_strides,
+                    tokens,
+                    head_end - head_begin,
+                    in_place};
+      };
+      rotate_rows(geometry,
+                  rows(pointers.q, pointers.q_out, geometry.q, geometry.q_out, range.q_head_begin,
+                       range.q_head_end, geometry.q_in_place),
+                  tables, range.prefetch);
+      rotate_rows(geometry,
+                  rows(pointers.k, pointers.k_out, geometry.k, geometry.k_out, range.k_head_begin,
+                       range.k_head_end, geometry.k_in_place),
+                  tables, range.prefetch);
+    }
+  }
+};
+
+template <class T>
+void rotate_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
+                     const RopeRange& range) {
+  switch (geometry.style) {
+    case Style::kHalf:
+      return Rotation<T, Order::kHalf>::rotate(geometry, pointers, range);
+    case Style::kInterleaved:
+      return Rotation<T, Order::kInterleaved>::rotate(geometry, pointers, range);
+    case Style::kDeinterleave:
+      return geometry.transpose
+                 ? Rotation<T, Order::kHalfToInterleaved>::rotate(geometry, pointers, range)
+                 : Rotation<T, Order::kInterleavedToHalf>::rotate(geometry, pointers, range);
+  }
+}
+
+}  // namespace
+
+void rotate_range(const RopeGeometry& geometry, const RopePointers& pointers,
+                  const RopeRange& range) {
+  switch (geometry.dtype) {
+    case DType::kFloat16:
+      return rotate_range_of<Float16>(geometry, pointers, range);
+    case DType::kBFloat16:
+      return rotate_range_of<BFloat16>(geometry, pointers, range);
+    case DType::kFloat32:
+      return rotate_range_of<Float32>(geometry, pointers, range);
+    case DType::kFloat64:
+      return rotate_range_of<Float64>(geometry, pointers, range);
+  }
+}
+
+}  // namespace npu_rope::ROPE_ISA

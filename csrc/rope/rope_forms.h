@@ -1,0 +1,100 @@
+// The forms of the operator (functional, in place, out, backward) on a backend that can launch.
+//
+//   check -> dense rows -> geometry -> early return -> launch
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <tuple>
+
+#include "rope/rope_args.h"
+
+namespace npu_rope {
+
+constexpr const char* kInputNames[2] = {"q", "k"};
+constexpr const char* kGradNames[2] = {"grad_q", "grad_k"};
+
+/// `launch(geometry, pointers)` rotates; it is called with at least one row to rotate.
+template <void (*launch)(const RopeGeometry&, const RopePointers&)>
+struct RopeForms {
+  using Tensor = at::Tensor;
+  using Layout = std::optional<c10::string_view>;
+  using Width = std::optional<int64_t>;
+
+  static std::tuple<Tensor, Tensor> apply(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                          const Tensor& sin, Layout layout, Width rotary_dim,
+                                          int64_t rotary_offset, bool interleaved,
+                                          bool deinterleave, bool cast_tables) {
+    return make(q, k, cos, sin,
+                {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+                kInputNames, /*transpose=*/false);
+  }
+
+  static std::tuple<Tensor, Tensor> apply_backward(const Tensor& grad_q, const Tensor& grad_k,
+                                                   const Tensor& cos, const Tensor& sin,
+                                                   Layout layout, Width rotary_dim,
+                                                   int64_t rotary_offset, bool interleaved,
+                                                   bool deinterleave, bool cast_tables) {
+    return make(grad_q, grad_k, cos, sin,
+                {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+                kGradNames, /*transpose=*/true);
+  }
+
+  static void apply_(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
+                     Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
+                     bool cast_tables) {
+    const RopeArgs args = check_inputs<int64_t>(
+        q, k, cos, sin,
+        {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+    check_overlap(q, k, cos, sin, q, k);
+    rotate(args, q, k, cos, sin, q, k, /*transpose=*/false);
+  }
+
+  static void apply_out(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                        Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
+                        bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
+    const RopeArgs args = check_inputs<int64_t>(
+        q, k, cos, sin,
+        {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+    check_outputs<int64_t>(q, k, q_out, k_out);
+    check_overlap(q, k, cos, sin, q_out, k_out);
+    rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false);
+  }
+
+ private:
+  static std::tuple<Tensor, Tensor> make(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                         const Tensor& sin, const RopeOptions& options,
+                                         const char* const (&names)[2], bool transpose) {
+    const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, names);
+    Tensor q_out = at::empty(q.sizes(), q.options());
+    Tensor k_out = at::empty(k.sizes(), k.options());
+    rotate(args, q, k, cos, sin, q_out, k_out, transpose);
+    return {std::move(q_out), std::move(k_out)};
+  }
+
+  // Rows that are not dense are the one case that costs copies.
+  static void rotate(const RopeArgs& args, const Tensor& q, const Tensor& k, const Tensor& cos,
+                     const Tensor& sin, const Tensor& q_out, const Tensor& k_out, bool transpose) {
+    if (!has_dense_rows(q_out) || !has_dense_rows(k_out)) {
+      const Tensor q_dense = at::empty(q.sizes(), q.options());
+      const Tensor k_dense = at::empty(k.sizes(), k.options());
+      rotate(args, q, k, cos, sin, q_dense, k_dense, transpose);
+      q_out.copy_(q_dense);
+      k_out.copy_(k_dense);
+      return;
+    }
+    if (!has_dense_rows(q) || !has_dense_rows(k) || !has_dense_rows(cos) || !has_dense_rows(sin)) {
+      const auto dense = [](const Tensor& t) { return has_dense_rows(t) ? t : t.contiguous(); };
+      return rotate(args, dense(q), dense(k), dense(cos), dense(sin), q_out, k_out, transpose);
+    }
+    const RopeGeometry geometry =
+        make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+    if (geometry.batch * geometry.tokens * (geometry.q_heads + geometry.k_heads) == 0) return;
+    launch(geometry, {q.const_data_ptr(), k.const_data_ptr(), cos.const_data_ptr(),
+                      sin.const_data_ptr(), q_out.mutable_data_ptr(), k_out.mutable_data_ptr()});
+  }
+};
+
+}  // namespace npu_rope

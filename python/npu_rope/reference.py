@@ -1,0 +1,103 @@
+"""The operator's definition in plain torch: what every kernel must equal bit for bit.
+
+Slow, and reads like the equations. Each torch operation on float32 tensors rounds once, so the
+roundings are those of the definition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Where an axis of q and k is, by layout: (batch, token, head).
+AXES = {"TND": (None, 0, 1), "BSND": (0, 1, 2), "BNSD": (0, 2, 1), "SBND": (1, 0, 2)}
+
+
+def _beside_rows(table: Tensor, layout: str) -> Tensor:
+    """The table with q's axes, that of the heads being 1."""
+    _, token, head = AXES[layout]
+    rank = len(layout)
+    if table.dim() == 2 and rank == 4:
+        shape = [1, 1, 1, table.shape[-1]]
+        shape[token] = table.shape[0]
+        return table.reshape(shape)
+    return table if table.dim() == rank else table.unsqueeze(head)
+
+
+def _split(rows: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """First and second partners of all pairs."""
+    return (rows[..., ::2], rows[..., 1::2]) if interleaved else rows.chunk(2, dim=-1)
+
+
+def _join(first: Tensor, second: Tensor, interleaved: bool) -> Tensor:
+    return torch.stack((first, second), -1).flatten(-2) if interleaved else torch.cat((first, second), -1)
+
+
+def _rotate(
+    rows: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    layout: str | None,
+    rotary_dim: int | None,
+    rotary_offset: int,
+    interleaved: bool,
+    deinterleave: bool,
+    cast_tables: bool,
+    transpose: bool,
+) -> Tensor:
+    layout = layout or ("TND" if rows.dim() == 3 else "BSND")
+    rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
+    compute = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    order_in, order_out = interleaved, interleaved and not deinterleave
+
+    def entries(table: Tensor) -> tuple[Tensor, Tensor]:
+        table = table.to(rows.dtype) if cast_tables else table
+        table = _beside_rows(table.to(compute), layout)
+        half = table.shape[-1] != rotary_dim
+        return (table, table) if half else _split(table, order_out)
+
+    (cos1, cos2), (sin1, sin2) = entries(cos), entries(sin)
+    before, slice_, after = rows.split(
+        [rotary_offset, rotary_dim, rows.shape[-1] - rotary_offset - rotary_dim], dim=-1
+    )
+    if not transpose:
+        x1, x2 = _split(slice_.to(compute), order_in)
+        y = _join(x1 * cos1 - x2 * sin1, x2 * cos2 + x1 * sin2, order_out)
+    else:
+        g1, g2 = _split(slice_.to(compute), order_out)
+        y = _join(g1 * cos1 + g2 * sin2, g2 * cos2 - g1 * sin1, order_in)
+    return torch.cat((before, y.to(rows.dtype), after), -1)
+
+
+def apply(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    transpose: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`npu_rope.apply` computes; with ``transpose``, :func:`npu_rope.apply_backward`."""
+
+    def rotate(rows: Tensor) -> Tensor:
+        return _rotate(
+            rows,
+            cos,
+            sin,
+            layout=layout,
+            rotary_dim=rotary_dim,
+            rotary_offset=rotary_offset,
+            interleaved=interleaved,
+            deinterleave=deinterleave,
+            cast_tables=cast_tables,
+            transpose=transpose,
+        )
+
+    return rotate(q), rotate(k)
