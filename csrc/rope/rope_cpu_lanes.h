@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
@@ -54,34 +54,85 @@ struct Two {
   Vec<E, N> a, b;
 };
 
-template <class V, int... I>
-ROPE_INLINE V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...);
+// Shuffles stay inside blocks of 16 bytes where they can, since AVX2 pays twice to cross them.
+
+/// Lane l of the result is lane Index::of(l) of a and b side by side.
+template <class Index, class V, int... Lane>
+ROPE_INLINE V shuffle(V a, V b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, b, Index::of(Lane)...);
+}
+template <class Index, class E, int N>
+ROPE_INLINE Vec<E, N> shuffle(const Vec<E, N>& a, const Vec<E, N>& b) {
+  return shuffle<Index>(a, b, std::make_integer_sequence<int, N>());
 }
 
-template <class V, int... I>
-ROPE_INLINE V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+template <class E, int N>
+struct Shuffles {
+  static constexpr int kBlock = 16 / sizeof(E);
+  static constexpr int kHalf = kBlock / 2;
+
+  template <int Odd>  // every second lane of a's block, then of b's
+  struct Deal {
+    static constexpr int of(int l) {
+      const int block = l / kBlock * kBlock, i = l % kBlock;
+      return block + (i < kHalf ? 2 * i : N + 2 * (i - kHalf)) + Odd;
+    }
+  };
+  template <int Upper>  // the lower or upper halves of a's and b's blocks, alternating
+  struct Merge {
+    static constexpr int of(int l) {
+      const int block = l / kBlock * kBlock, i = l % kBlock;
+      return block + Upper * kHalf + i / 2 + i % 2 * N;
+    }
+  };
+  struct ToBlocks {  // lanes in order -> as Deal leaves them
+    static constexpr int of(int l) {
+      const int block = l / kBlock, i = l % kBlock;
+      return block * kHalf + i % kHalf + i / kHalf * (N / 2);
+    }
+  };
+  struct FromBlocks {
+    static constexpr int of(int l) {
+      const int i = l % (N / 2);
+      return i / kHalf * kBlock + l / (N / 2) * kHalf + i % kHalf;
+    }
+  };
+};
+
+/// Lanes 0, 2, 4, ... into a, lanes 1, 3, 5, ... into b, both in the order of to_blocks.
+template <class E, int N>
+ROPE_INLINE Two<E, N> deal_blocks(Two<E, N> v) {
+  using S = Shuffles<E, N>;
+  return {shuffle<typename S::template Deal<0>, E, N>(v.a, v.b),
+          shuffle<typename S::template Deal<1>, E, N>(v.a, v.b)};
+}
+/// The inverse of deal_blocks.
+template <class E, int N>
+ROPE_INLINE Two<E, N> merge_blocks(Two<E, N> v) {
+  using S = Shuffles<E, N>;
+  return {shuffle<typename S::template Merge<0>, E, N>(v.a, v.b),
+          shuffle<typename S::template Merge<1>, E, N>(v.a, v.b)};
+}
+template <class E, int N>
+ROPE_INLINE Two<E, N> to_blocks(Two<E, N> v) {
+  using Index = typename Shuffles<E, N>::ToBlocks;
+  return {shuffle<Index, E, N>(v.a, v.a), shuffle<Index, E, N>(v.b, v.b)};
+}
+template <class E, int N>
+ROPE_INLINE Two<E, N> from_blocks(Two<E, N> v) {
+  using Index = typename Shuffles<E, N>::FromBlocks;
+  return {shuffle<Index, E, N>(v.a, v.a), shuffle<Index, E, N>(v.b, v.b)};
 }
 
-template <int First, class V, int... I>
-ROPE_INLINE V alternate_lanes(V a, V b, std::integer_sequence<int, I...>) {
-  constexpr int n = sizeof...(I);
-  return __builtin_shufflevector(a, b, (First + I / 2 + I % 2 * n)...);
-}
-
-/// Lanes 0, 2, 4, ... into a, lanes 1, 3, 5, ... into b.
+/// Lanes 0, 2, 4, ... into a, lanes 1, 3, 5, ... into b, in order.
 template <class E, int N>
 ROPE_INLINE Two<E, N> deal(Two<E, N> v) {
-  constexpr std::make_integer_sequence<int, N> lanes;
-  return {even_lanes(v.a, v.b, lanes), odd_lanes(v.a, v.b, lanes)};
+  return from_blocks(deal_blocks(v));
 }
-
 /// The inverse of deal.
 template <class E, int N>
 ROPE_INLINE Two<E, N> merge(Two<E, N> v) {
-  constexpr std::make_integer_sequence<int, N> lanes;
-  return {alternate_lanes<0>(v.a, v.b, lanes), alternate_lanes<N / 2>(v.a, v.b, lanes)};
+  return merge_blocks(to_blocks(v));
 }
 
 // fp16 and fp32 bit patterns, one a lane. U is uint32_t or a vector of it, F float or a vector.
@@ -151,6 +202,36 @@ struct Native {
 using Float64 = Native<double>;
 using Float32 = Native<float>;
 
+/// uint16_t lanes: the even ones of a, the odd ones of b.
+template <int N>
+ROPE_INLINE Vec<uint16_t, 2 * N> even_then_odd(Vec<uint32_t, N> a, Vec<uint32_t, N> b) {
+  struct Index {
+    static constexpr int of(int l) { return l % 2 ? 2 * N + l : l; }
+  };
+  using H = Vec<uint16_t, 2 * N>;
+  return shuffle<Index, uint16_t, 2 * N>(bit_cast<H>(a), bit_cast<H>(b));
+}
+
+/// max(a - b, 0) in 2 * N lanes of uint16_t.
+template <int N>
+ROPE_INLINE Vec<uint16_t, 2 * N> saturating_subtract(Vec<uint16_t, 2 * N> a,
+                                                     Vec<uint16_t, 2 * N> b) {
+  using H = Vec<uint16_t, 2 * N>;
+#if defined(__AVX512BW__)
+  if constexpr (N == 16) return (H)_mm512_subs_epu16((__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8) return (H)_mm256_subs_epu16((__m256i)a, (__m256i)b);
+#endif
+#if defined(__SSE2__)
+  if constexpr (N == 4) return (H)_mm_subs_epu16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  if constexpr (N == 4) return (H)vqsubq_u16((uint16x8_t)a, (uint16x8_t)b);
+#else
+  return a > b ? a - b : H{};
+#endif
+}
+
 /// Two elements seen as one uint32_t: the even one is the low half, the odd one the high half.
 struct BFloat16 {
   using Element = uint16_t;
@@ -181,9 +262,10 @@ struct BFloat16 {
   template <int N>
   static ROPE_INLINE void store(Element* p, Two<float, N> v) {
     using U = Vec<uint32_t, N>;
-    const U even = round_to_bf16(bit_cast<U>(v.a)) >> 16;
-    const U odd = round_to_bf16(bit_cast<U>(v.b)) & 0xffff0000u;
-    store_vec(p, even | odd);
+    const U even = bit_cast<U>(v.a), odd = bit_cast<U>(v.b);
+    // In lanes of 16 bits: one more where low > 0x8000, or low == 0x8000 and high is odd.
+    const auto high = even_then_odd<N>(even >> 16, odd), low = even_then_odd<N>(even, odd << 16);
+    store_vec(p, high + (saturating_subtract<N>(low, ~high & 1) >> 15));
   }
 };
 

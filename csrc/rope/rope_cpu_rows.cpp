@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
 constexpr int64_t kBlockTokens = 32;
+constexpr int64_t kGroupHeads = 8;  // of one token, rotated together
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kLineBytes = 64;
 
@@ -35,19 +36,6 @@ template <class T, class E, int N>
 ROPE_INLINE Two<E, N> as_loaded(Two<E, N> ordered) {
   if constexpr (T::kDealt) return deal(ordered);
   return ordered;
-}
-
-// Lanes as T::load gives them <-> first partners in a, second partners in b, of interleaved pairs.
-
-template <class T, class E, int N>
-ROPE_INLINE Two<E, N> to_pairs(Two<E, N> loaded) {
-  if constexpr (T::kDealt) return loaded;
-  return deal(loaded);
-}
-template <class T, class E, int N>
-ROPE_INLINE Two<E, N> from_pairs(Two<E, N> pairs) {
-  if constexpr (T::kDealt) return pairs;
-  return merge(pairs);
 }
 
 /// Any NaN as the standard one, whose low bits are zeros, which BFloat16's rounding relies on.
@@ -92,57 +80,87 @@ struct Rotation {
     ROPE_ISA::for_each_step<kLanes, kNarrowest>(pairs, f);
   }
 
-  /// One row: x and y are the first elements of the rotated slice, and may be the same unless the
-  /// order changes.
-  static ROPE_INLINE void rotate_row(const Element* x, Element* y, int64_t pairs,
-                                     const Compute* table) {
+  // Interleaved pairs as T::load gives them <-> the first partners in a, the second ones in b. Where
+  // the order stays, the table's lanes follow theirs (as_rotated).
+
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> to_pairs(Two<Compute, N> loaded) {
+    if constexpr (T::kDealt) return loaded;
+    if constexpr (order == Order::kInterleaved) return deal_blocks(loaded);
+    return deal(loaded);
+  }
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> from_pairs(Two<Compute, N> pairs) {
+    if constexpr (T::kDealt) return pairs;
+    if constexpr (order == Order::kInterleaved) return merge_blocks(pairs);
+    return merge(pairs);
+  }
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> as_rotated(Two<Compute, N> ordered) {
+    if constexpr (order == Order::kHalf) return as_loaded<T>(ordered);
+    if constexpr (order == Order::kInterleaved && !T::kDealt) return to_blocks(ordered);
+    return ordered;
+  }
+
+  /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
+  /// may be the same unless the order changes. Step by step, so that the table stays in registers.
+  static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
+                                       int64_t y_stride, int64_t heads, int64_t pairs,
+                                       const Compute* table) {
     for_each_step(pairs, [&](auto lanes, int64_t first) {
-      rotate_step(lanes, x, y, pairs, first, table + 4 * first);
+      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first);
     });
   }
 
   template <int N>
-  static ROPE_INLINE void rotate_step(Lanes<N>, const Element* x, Element* y, int64_t pairs,
-                                      int64_t first, const Compute* table) {
+  static ROPE_INLINE void rotate_step(Lanes<N>, const Element* x, Element* y, int64_t x_stride,
+                                      int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
+                                      const Compute* table) {
     const auto cos1 = Table::template load<N>(table);
     const auto sin1 = Table::template load<N>(table + 2 * N);
     const auto cos2 = Table::template load<N>(table + 4 * N);
     const auto sin2 = Table::template load<N>(table + 6 * N);
-    Two<Compute, N> x1, x2;
-    if constexpr (reads_interleaved(order)) {
-      const auto u = to_pairs<T>(T::template load<N>(x + 2 * first));
-      const auto v = to_pairs<T>(T::template load<N>(x + 2 * first + 2 * N));
-      x1 = {u.a, v.a};
-      x2 = {u.b, v.b};
-    } else {
-      x1 = T::template load<N>(x + first);
-      x2 = T::template load<N>(x + pairs + first);
-      if constexpr (writes_interleaved(order)) {
-        x1 = in_order<T>(x1);
-        x2 = in_order<T>(x2);
+    for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+      Two<Compute, N> x1, x2;
+      if constexpr (reads_interleaved(order)) {
+        const auto u = to_pairs(T::template load<N>(x + 2 * first));
+        const auto v = to_pairs(T::template load<N>(x + 2 * first + 2 * N));
+        x1 = {u.a, v.a};
+        x2 = {u.b, v.b};
+      } else {
+        x1 = T::template load<N>(x + first);
+        x2 = T::template load<N>(x + pairs + first);
+        if constexpr (writes_interleaved(order)) {
+          x1 = in_order<T>(x1);
+          x2 = in_order<T>(x2);
+        }
       }
-    }
-    const Two<Compute, N> y1 = {x1.a * cos1.a + x2.a * sin1.a, x1.b * cos1.b + x2.b * sin1.b};
-    const Two<Compute, N> y2 = {x2.a * cos2.a + x1.a * sin2.a, x2.b * cos2.b + x1.b * sin2.b};
-    if constexpr (writes_interleaved(order)) {
-      T::template store<N>(y + 2 * first, from_pairs<T>(Two<Compute, N>{y1.a, y2.a}));
-      T::template store<N>(y + 2 * first + 2 * N, from_pairs<T>(Two<Compute, N>{y1.b, y2.b}));
-    } else if constexpr (reads_interleaved(order)) {
-      T::template store<N>(y + first, as_loaded<T>(y1));
-      T::template store<N>(y + pairs + first, as_loaded<T>(y2));
-    } else {
-      T::template store<N>(y + first, y1);
-      T::template store<N>(y + pairs + first, y2);
+      const Two<Compute, N> y1 = {x1.a * cos1.a + x2.a * sin1.a, x1.b * cos1.b + x2.b * sin1.b};
+      const Two<Compute, N> y2 = {x2.a * cos2.a + x1.a * sin2.a, x2.b * cos2.b + x1.b * sin2.b};
+      if constexpr (writes_interleaved(order)) {
+        T::template store<N>(y + 2 * first, from_pairs(Two<Compute, N>{y1.a, y2.a}));
+        T::template store<N>(y + 2 * first + 2 * N, from_pairs(Two<Compute, N>{y1.b, y2.b}));
+      } else if constexpr (reads_interleaved(order)) {
+        T::template store<N>(y + first, as_loaded<T>(y1));
+        T::template store<N>(y + pairs + first, as_loaded<T>(y2));
+      } else {
+        T::template store<N>(y + first, y1);
+        T::template store<N>(y + pairs + first, y2);
+      }
     }
   }
 
-  static ROPE_INLINE void rotate_step(Lanes<0>, const Element* x, Element* y, int64_t pairs,
-                                      int64_t pair, const Compute* table) {
+  static ROPE_INLINE void rotate_step(Lanes<0>, const Element* x, Element* y, int64_t x_stride,
+                                      int64_t y_stride, int64_t heads, int64_t pairs, int64_t pair,
+                                      const Compute* table) {
     constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
-    const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
-    const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
-    T::write(y + (writes ? 2 * pair : pair), x1 * table[0] + x2 * table[1]);
-    T::write(y + (writes ? 2 * pair + 1 : pairs + pair), x2 * table[2] + x1 * table[3]);
+    const Compute cos1 = table[0], sin1 = table[1], cos2 = table[2], sin2 = table[3];
+    for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+      const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
+      const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
+      T::write(y + (writes ? 2 * pair : pair), x1 * cos1 + x2 * sin1);
+      T::write(y + (writes ? 2 * pair + 1 : pairs + pair), x2 * cos2 + x1 * sin2);
+    }
   }
 
   /// One table row of dtype S to Compute, rounded to T on the way if asked for.
@@ -223,8 +241,7 @@ struct Rotation {
     take<N>(sin, first, second, dealt, sin1, sin2);
     const Two<Compute, N> minus_sin1 = {-sin1.a, -sin1.b};
     const auto put = [&](int place, Two<Compute, N> v) {
-      if constexpr (order == Order::kHalf) v = as_loaded<T>(v);
-      Table::template store<N>(table + place * 2 * N, v);
+      Table::template store<N>(table + place * 2 * N, as_rotated(v));
     };
     put(0, cos1);
     put(1, transpose ? sin2 : minus_sin1);
@@ -253,42 +270,58 @@ struct Rotation {
 
   static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables,
                           bool prefetch) {
-    const int64_t dim = geometry.rotary_dim, offset = geometry.rotary_offset;
-    const int64_t rest = geometry.head_dim - offset - dim;
-    const int64_t row_bytes = dim * sizeof(Element);
+    constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
+    const bool copy_first = reorders && rows.in_place;
+    const int64_t group = copy_first ? 1 : kGroupHeads;
     // Head by head where that is the order in memory (BNSD), otherwise token by token.
     const bool by_head = rows.x_strides.token < rows.x_strides.head;
+    const int64_t row_bytes = geometry.rotary_dim * sizeof(Element);
+    const int64_t token_bytes = (by_head ? group : rows.heads) * row_bytes;
+    const int64_t ahead =
+        prefetch ? (1 + kPrefetchBytes / (token_bytes + 1)) * rows.x_strides.token : 0;
     const int64_t outer_size = by_head ? rows.heads : rows.tokens;
     const int64_t inner_size = by_head ? rows.tokens : rows.heads;
-    const int64_t outer_stride = by_head ? rows.x_strides.head : rows.x_strides.token;
-    const int64_t outer_ahead = 1 + kPrefetchBytes / (inner_size * row_bytes + 1);
-    const int64_t ahead = offset + outer_ahead * outer_stride;
-    for (int64_t outer = 0; outer < outer_size; ++outer) {
-      for (int64_t inner = 0; inner < inner_size; ++inner) {
+    const int64_t outer_step = by_head ? group : 1, inner_step = by_head ? 1 : group;
+    for (int64_t outer = 0; outer < outer_size; outer += outer_step) {
+      for (int64_t inner = 0; inner < inner_size; inner += inner_step) {
         const int64_t token = by_head ? inner : outer, head = by_head ? outer : inner;
-        const Element* x = rows.x + token * rows.x_strides.token + head * rows.x_strides.head;
-        Element* y = rows.y + token * rows.y_strides.token + head * rows.y_strides.head;
-        if (prefetch) {
-          const char* line = reinterpret_cast<const char*>(x + ahead);
-          for (int64_t i = 0; i < row_bytes; i += kLineBytes) __builtin_prefetch(line + i);
-        }
-        if (!rows.in_place) {
-          if (offset > 0) std::memcpy(y, x, offset * sizeof(Element));
-          if (rest > 0) std::memcpy(y + offset + dim, x + offset + dim, rest * sizeof(Element));
-        }
-        x += offset;
-        y += offset;
-        const Compute* table = tables + token * 2 * dim;
-        if constexpr (reads_interleaved(order) != writes_interleaved(order)) {
-          if (rows.in_place) {
-            Element copy[kMaxDim];
-            std::memcpy(copy, x, row_bytes);
-            rotate_row(copy, y, dim / 2, table);
-            continue;
-          }
-        }
-        rotate_row(x, y, dim / 2, table);
+        const int64_t left = rows.heads - head;
+        rotate_group(geometry, rows, token, head, left < group ? left : group, copy_first, ahead,
+                     tables + token * 2 * geometry.rotary_dim);
       }
+    }
+  }
+
+  static ROPE_INLINE void rotate_group(const RopeGeometry& geometry, const Rows& rows,
+                                       int64_t token, int64_t head, int64_t heads, bool copy_first,
+                                       int64_t ahead, const Compute* table) {
+    const int64_t dim = geometry.rotary_dim, offset = geometry.rotary_offset;
+    const int64_t rest = geometry.head_dim - offset - dim;
+    const int64_t x_stride = rows.x_strides.head, y_stride = rows.y_strides.head;
+    const Element* x = rows.x + token * rows.x_strides.token + head * x_stride + offset;
+    Element* y = rows.y + token * rows.y_strides.token + head * y_stride + offset;
+    if (ahead != 0) {
+      for (int64_t i = 0; i < heads; ++i) {
+        const char* line = reinterpret_cast<const char*>(x + i * x_stride + ahead);
+        for (int64_t b = 0; b < dim * static_cast<int64_t>(sizeof(Element)); b += kLineBytes) {
+          __builtin_prefetch(line + b);
+        }
+      }
+    }
+    if (!rows.in_place && geometry.head_dim > dim) {
+      for (int64_t i = 0; i < heads; ++i) {
+        const Element* from = x + i * x_stride;
+        Element* to = y + i * y_stride;
+        std::memcpy(to - offset, from - offset, offset * sizeof(Element));
+        std::memcpy(to + dim, from + dim, rest * sizeof(Element));
+      }
+    }
+    if (copy_first) {
+      Element copy[kMaxDim];
+      std::memcpy(copy, x, dim * sizeof(Element));
+      rotate_heads(copy, y, 0, 0, 1, dim / 2, table);
+    } else {
+      rotate_heads(x, y, x_stride, y_stride, heads, dim / 2, table);
     }
   }
 

@@ -1,0 +1,203 @@
+"""Derivatives, fake kernels, versions, torch.compile."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch._dynamo.testing
+from samples import STYLES, Sample, samples
+from torch import Tensor
+
+rope = torch.ops.npu_rope
+
+DOUBLE = [
+    Sample(tokens=2, q_heads=2, k_heads=1, style=style, half_tables=half, **more)
+    for style in STYLES
+    for half in (False, True)
+    for more in (
+        {"head_dim": 10, "rotary_dim": 6, "rotary_offset": 2},
+        {"head_dim": 4, "layout": "BNSD", "batch": 2, "broadcast": "B", "table_rank": 3},
+        {"head_dim": 4, "layout": "SBND", "batch": 2, "broadcast": "S", "table_rank": 4},
+        {"head_dim": 4, "layout": "BSND", "batch": 2, "table_rank": 2},
+    )
+] + [Sample(tokens=2, q_heads=0, head_dim=4), Sample(tokens=2, broadcast="S", table_rank=3)]
+
+
+def double(sample: Sample) -> tuple[Tensor, ...]:
+    sample = dataclasses.replace(sample, dtype=torch.float64, table_dtype=torch.float64)
+    return tuple(t.clone().requires_grad_() for t in sample.tensors())
+
+
+@pytest.mark.parametrize("sample", DOUBLE, ids=str)
+def test_first_and_second_derivatives(sample: Sample) -> None:
+    for op in (rope.apply, rope.apply_backward):
+        inputs = double(sample)
+        assert torch.autograd.gradcheck(lambda *t, op=op: op(*t, **sample.options), inputs)
+        assert torch.autograd.gradgradcheck(lambda *t, op=op: op(*t, **sample.options), inputs)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_gradients_of_rows_are_apply_backward(style: str, dtype: torch.dtype) -> None:
+    sample = Sample(style=style, dtype=dtype, head_dim=24, rotary_dim=16, rotary_offset=4)
+    q, k, cos, sin = sample.tensors()
+    q.requires_grad_()
+    q_out, k_out = rope.apply(q, k, cos, sin, **sample.options)
+    assert q_out.requires_grad and k_out.requires_grad
+    grads = torch.randn_like(q_out), torch.zeros_like(k_out)
+    q_out.backward(grads[0])
+    assert torch.equal(q.grad, rope.apply_backward(*grads, cos, sin, **sample.options)[0])
+
+
+def test_table_gradients_sum_over_heads_in_float32() -> None:
+    """In bf16 a sum of 300 products would stall at 8 bits; the fp32 sum is rounded once."""
+    q, k = torch.ones(1, 300, 2).bfloat16(), torch.ones(1, 5, 2).bfloat16()
+    cos = torch.ones(1, 2).bfloat16().requires_grad_()
+    sin = torch.zeros(1, 2).bfloat16().requires_grad_()
+    sum(out.float().sum() for out in rope.apply(q, k, cos, sin)).backward()
+    assert cos.grad.dtype == torch.bfloat16
+    assert cos.grad.tolist() == [[304.0, 304.0]]  # 305 to the nearest bf16
+    assert sin.grad.tolist() == [[-304.0, 304.0]]
+
+
+def test_rounding_of_the_tables_is_passed_straight_through() -> None:
+    q, k, cos, sin = Sample(dtype=torch.bfloat16).tensors()
+    cos.requires_grad_()
+    rope.apply(q, k, cos, sin)[0].float().sum().backward()
+    assert cos.grad.dtype == torch.float32
+    expected = (q.float().sum(1),)  # g = 1: dcos = sum of x over the heads
+    torch.testing.assert_close(cos.grad, *expected)
+
+
+def test_rows_are_saved_only_for_gradients_of_the_tables() -> None:
+    q, k, cos, sin = Sample().tensors()
+    saved: list[int] = []
+
+    def count(asking: Tensor) -> int:
+        saved.clear()
+        asking.requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append(t.data_ptr()) or t, lambda t: t
+        ):
+            rope.apply(q, k, cos, sin)
+        asking.requires_grad_(False)
+        return sum(t.data_ptr() in saved for t in (q, k))
+
+    assert count(q) == 0
+    assert count(cos) == 2
+
+
+def test_forward_mode_is_refused() -> None:
+    q, k, cos, sin = (t.float() for t in Sample().tensors())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(RuntimeError, match="jvp"):
+            rope.apply(dual, k, cos, sin)
+        with pytest.raises(RuntimeError, match="no derivative"):
+            rope.apply_(dual, k, cos, sin)
+
+
+def test_what_is_written_has_its_version_bumped() -> None:
+    q, k, cos, sin = Sample().tensors()
+    rope.apply_(q, k, cos, sin)
+    assert [t._version for t in (q, k, cos, sin)] == [1, 1, 0, 0]
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    rope.apply.out(q, k, cos, sin, q_out=q_out, k_out=k_out)
+    assert [t._version for t in (q_out, k_out, q, k)] == [1, 1, 1, 1]
+    weight = torch.ones(16, dtype=q.dtype, requires_grad=True)
+    loss = (weight * q).sum()  # saves q
+    rope.apply_(q, k, cos, sin)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+OPCHECKED = [s for s in samples() if s.rows not in ("expanded",)]
+
+
+@pytest.mark.parametrize("sample", OPCHECKED, ids=str)
+def test_opcheck(sample: Sample) -> None:
+    def check(op: torch._ops.OpOverload, tensors: tuple[Tensor, ...], **more: Tensor) -> None:
+        torch.library.opcheck(op, tensors, {**sample.options, **more})
+
+    q, k, cos, sin = sample.tensors()
+    leaves = tuple(t.clone().requires_grad_() for t in (q, k, cos, sin))
+    check(rope.apply.default, leaves)
+    check(rope.apply_backward.default, (q, k, cos, sin))
+    if sample.rows != "packed" or sample.layout == "TND":  # opcheck clones what shares storage
+        check(rope.apply_.default, (q, k, cos, sin))
+        q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+        check(rope.apply.out, (q, k, cos, sin), q_out=q_out, k_out=k_out)
+
+
+def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return rope.apply(q * 2, k * 2, cos, sin)
+
+
+def rotated_in_place(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    q, k = q * 2, k * 2
+    rope.apply_(q, k, cos, sin)
+    return q, k
+
+
+@pytest.mark.parametrize("function", [rotated, rotated_in_place])
+def test_varying_token_counts_do_not_recompile(function) -> None:  # noqa: ANN001
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for tokens in (11, 17, 4, 64, 129, 2):  # 11: like no other size of the sample
+        tensors = Sample(tokens=tokens).tensors()
+        for got, expected in zip(compiled(*tensors), function(*tensors), strict=True):
+            assert torch.equal(got, expected)
+    assert counter.frame_count == 1
+
+
+def test_automatic_dynamic_compiles_twice_at_most() -> None:
+    """As a server sees it: a first count, then others."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(rotated, backend=counter, fullgraph=True)
+    for tokens in (11, 17, 4, 64, 129):
+        compiled(*Sample(tokens=tokens).tensors())
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_compiled_gradients_equal_eager_ones(style: str) -> None:
+    torch._dynamo.reset()
+    sample = Sample(style=style, dtype=torch.float32)
+
+    def loss(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q, k = rope.apply(q, k, cos, sin, **sample.options)
+        return (q.square().sum() + k.sum()).sin()
+
+    def grads(function) -> list[Tensor]:  # noqa: ANN001
+        leaves = [t.clone().requires_grad_() for t in sample.tensors()]
+        function(*leaves).backward()
+        return [t.grad for t in leaves]
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(grads(compiled), grads(loss), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_inductor_compiles_it_without_a_graph_break() -> None:
+    torch._dynamo.reset()
+    tensors = Sample(tokens=9).tensors()
+    compiled = torch.compile(rotated_in_place, fullgraph=True)
+    for got, expected in zip(compiled(*tensors), rotated_in_place(*tensors), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_export_keeps_the_operator() -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            return rotated(*tensors)
+
+    tokens = torch.export.Dim("tokens")
+    dims = tuple({0: tokens} for _ in range(4))
+    program = torch.export.export(Layer(), Sample().tensors(), dynamic_shapes={"tensors": dims})
+    assert "npu_rope.apply" in program.graph_module.code
+    other = Sample(tokens=31).tensors()
+    assert all(map(torch.equal, program.module()(*other), rotated(*other)))
