@@ -9,7 +9,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test bench lint sdist clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/built
 	@$(BIN)/python -m npu_rope demo
@@ -20,10 +20,10 @@ test: $(VENV)/built
 bench: $(VENV)/built
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
 
-lint: $(VENV)/built
-	$(PIP) install --quiet '.[dev]' --no-build-isolation --no-deps ruff clang-format
+lint: $(VENV)/packages
+	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py dev)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 clean:
 	rm -rf $(VENV) build dist python/*.egg-info python/npu_rope/_C*.so

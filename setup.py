@@ -1,5 +1,6 @@
 """Hands the one CMake + Ninja build to setuptools. Flags and sources are CMakeLists.txt's."""
 
+import filecmp
 import os
 import shutil
 import subprocess
@@ -21,23 +22,26 @@ class CMakeBuild(build_ext):
         options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         options += os.environ.get("NPU_ROPE_CMAKE_ARGS", "").split()
         configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options]
-        # A CMake in an isolated build's own folder is gone the next time: start its cache afresh.
-        if (folder / "CMakeCache.txt").exists():
-            configure.append("--fresh") if not self._cache_is_usable(folder) else None
+        if not self._tools_remain(folder):
+            configure.append("--fresh")
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", folder], check=True)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
+            built = folder / Path(self.get_ext_filename(extension.name)).name
+            if target.exists() and filecmp.cmp(built, target, shallow=False):
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / Path(self.get_ext_filename(extension.name)).name, target)
+            target.unlink(missing_ok=True)  # a process that has the old file mapped keeps it
+            shutil.copy2(built, target)
 
     @staticmethod
-    def _cache_is_usable(folder: Path) -> bool:
-        prefix = "CMAKE_MAKE_PROGRAM:"
-        for line in (folder / "CMakeCache.txt").read_text().splitlines():
-            if line.startswith(prefix):
-                return Path(line.split("=", 1)[1]).exists()
-        return False
+    def _tools_remain(folder: Path) -> bool:
+        """Whether the last build's ninja is still there: an isolated build's own is not."""
+        cache = folder / "CMakeCache.txt"
+        lines = cache.read_text().splitlines() if cache.exists() else []
+        tools = [line for line in lines if line.startswith("CMAKE_MAKE_PROGRAM:")]
+        return all(Path(line.split("=", 1)[1]).exists() for line in tools)
 
 
 setup(ext_modules=[Extension("npu_rope._C", [])], cmdclass={"build_ext": CMakeBuild})

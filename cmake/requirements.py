@@ -11,5 +11,7 @@ else:  # pip brings a copy for itself
 project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text())
 for group in sys.argv[1:]:
     named = project["project"]["optional-dependencies"]
-    for requirement in project["build-system"]["requires"] if group == "build-system" else named[group]:
+    for requirement in (
+        project["build-system"]["requires"] if group == "build-system" else named[group]
+    ):
         print(requirement)

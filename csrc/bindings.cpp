@@ -2,6 +2,4 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/api/include/torch/version.h>
 
-PYBIND11_MODULE(_C, module) {
-  module.attr("built_for_torch") = TORCH_VERSION;
-}
+PYBIND11_MODULE(_C, module) { module.attr("built_for_torch") = TORCH_VERSION; }

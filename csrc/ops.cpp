@@ -20,7 +20,7 @@ using Layout = std::optional<c10::string_view>;
 using Width = std::optional<int64_t>;
 
 // What every form takes after its tensors.
-#define ROPE_OPTIONS                                                                        \
+#define ROPE_OPTIONS                                                                      \
   "str? layout=None, int? rotary_dim=None, int rotary_offset=0, bool interleaved=False, " \
   "bool deinterleave=False, bool cast_tables=True"
 
@@ -35,9 +35,10 @@ TORCH_LIBRARY(npu_rope, library) {
   library.def("apply.out(Tensor q, Tensor k, Tensor cos, Tensor sin, *, " ROPE_OPTIONS
               ", Tensor(a!) q_out, Tensor(b!) k_out) -> ()",
               tags);
-  library.def("apply_backward(Tensor grad_q, Tensor grad_k, Tensor cos, Tensor sin, *, " ROPE_OPTIONS
-              ") -> (Tensor, Tensor)",
-              tags);
+  library.def(
+      "apply_backward(Tensor grad_q, Tensor grad_k, Tensor cos, Tensor sin, *, " ROPE_OPTIONS
+      ") -> (Tensor, Tensor)",
+      tags);
 }
 
 // ---- Meta: the same checks, no memory ----
@@ -52,8 +53,8 @@ std::tuple<Tensor, Tensor> apply_meta(const Tensor& q, const Tensor& k, const Te
                                       int64_t rotary_offset, bool interleaved, bool deinterleave,
                                       bool cast_tables) {
   check_inputs<c10::SymInt>(
-      q, k, cos, sin,
-      {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+      q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+      kInputNames);
   return meta_outputs(q, k);
 }
 
@@ -72,16 +73,16 @@ void apply_inplace_meta(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& s
                         Width rotary_dim, int64_t rotary_offset, bool interleaved,
                         bool deinterleave, bool cast_tables) {
   check_inputs<c10::SymInt>(
-      q, k, cos, sin,
-      {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+      q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+      kInputNames);
 }
 
 void apply_out_meta(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                     Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
                     bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
   check_inputs<c10::SymInt>(
-      q, k, cos, sin,
-      {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+      q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+      kInputNames);
   check_outputs<c10::SymInt>(q, k, q_out, k_out);
 }
 

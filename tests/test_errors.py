@@ -192,7 +192,7 @@ def test_npu_tensors_without_the_npu_library_say_what_is_missing() -> None:
     good = call()
     tensors = [good.pop(name) for name in ("q", "k", "cos", "sin")]
     for form in (rope.apply, rope.apply_, rope.apply_backward):
-        with pytest.raises(RuntimeError, match="built without its NPU library.*doctor"):
+        with pytest.raises(RuntimeError, match=r"built without its NPU library.*doctor"):
             form.default.redispatch(keys, *tensors)
 
 
@@ -201,12 +201,12 @@ def test_forms_without_derivative_raise_where_one_is_asked_for() -> None:
         arguments = call()
         arguments[name] = arguments[name].clone().requires_grad_()
         outs = {"q_out": ones(5, 3, 16), "k_out": ones(5, 2, 16)}
-        with pytest.raises(RuntimeError, match="apply_ has no derivative.*npu_rope::apply"):
+        with pytest.raises(RuntimeError, match=r"apply_ has no derivative.*npu_rope::apply"):
             rope.apply_(**arguments)
-        with pytest.raises(RuntimeError, match="apply.out has no derivative"):
+        with pytest.raises(RuntimeError, match=r"apply\.out has no derivative"):
             rope.apply.out(**arguments, **outs)
         with torch.no_grad():
             rope.apply_(**{k: v.detach() for k, v in arguments.items()})
             rope.apply.out(**arguments, **outs)
-    with pytest.raises(RuntimeError, match="apply.out has no derivative"):
+    with pytest.raises(RuntimeError, match=r"apply\.out has no derivative"):
         rope.apply.out(**call(), q_out=ones(5, 3, 16, requires_grad=True), k_out=ones(5, 2, 16))

@@ -1,4 +1,5 @@
-// The limits of the chips, from their platform files: what the plan keeps to and the simulator enforces.
+// The limits of the chips, from their platform files: what the plan keeps to and the simulator
+// enforces.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +9,12 @@
 namespace npu_rope {
 
 struct Chip {
-  std::string name;    // as aclrtGetSocName gives it
-  int32_t arch;        // NPU architecture: 2201 is A2/A3
-  int32_t cores;       // vector cores that can run at once
-  int32_t mhz;         // their clock
-  int64_t ub_bytes;    // unified buffer of a core
-  int64_t ub_usable;   // what is left of it for a kernel
+  std::string name;   // as aclrtGetSocName gives it
+  int32_t arch;       // NPU architecture: 2201 is A2/A3
+  int32_t cores;      // vector cores that can run at once
+  int32_t mhz;        // their clock
+  int64_t ub_bytes;   // unified buffer of a core
+  int64_t ub_usable;  // what is left of it for a kernel
   int64_t l2_bytes;
 };
 

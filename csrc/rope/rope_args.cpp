@@ -83,7 +83,7 @@ Style style_of(const RopeOptions& options) {
   TORCH_CHECK_VALUE(options.interleaved || !options.deinterleave,
                     "deinterleave=True needs interleaved=True: it writes interleaved pairs in half "
                     "order");
-  return !options.interleaved    ? Style::kHalf
+  return !options.interleaved   ? Style::kHalf
          : options.deinterleave ? Style::kDeinterleave
                                 : Style::kInterleaved;
 }
@@ -143,9 +143,10 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
                     q_name, " has head_dim ", args.head_dim, ", expected an even number from 2 to ",
                     kMaxHeadDim);
 
-  TORCH_CHECK_TYPE(is_rope_dtype(cos.scalar_type()) || (is_double && cos.scalar_type() == at::kDouble),
-                   "cos is ", cos.scalar_type(), ", expected Half, BFloat16 or Float",
-                   is_double ? " or Double" : "");
+  TORCH_CHECK_TYPE(
+      is_rope_dtype(cos.scalar_type()) || (is_double && cos.scalar_type() == at::kDouble),
+      "cos is ", cos.scalar_type(), ", expected Half, BFloat16 or Float",
+      is_double ? " or Double" : "");
   check_pair<Int>(cos, sin, "cos", "sin");
   check_sizes<Int>(cos, sin, "cos", "sin");
   TORCH_CHECK_VALUE(cos.device() == q.device(), "cos is on ", cos.device(), ", expected ",
@@ -171,9 +172,9 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   if (options.rotary_dim) {
     TORCH_CHECK_VALUE(args.rotary_dim >= 2 && args.rotary_dim % 2 == 0, "rotary_dim is ",
                       args.rotary_dim, ", expected an even number of at least 2");
-    TORCH_CHECK_VALUE(width == args.rotary_dim || width == args.rotary_dim / 2,
-                      "cos has last dim ", width, ", expected rotary_dim ", args.rotary_dim,
-                      " (full tables) or ", args.rotary_dim / 2, " (half tables)");
+    TORCH_CHECK_VALUE(width == args.rotary_dim || width == args.rotary_dim / 2, "cos has last dim ",
+                      width, ", expected rotary_dim ", args.rotary_dim, " (full tables) or ",
+                      args.rotary_dim / 2, " (half tables)");
   } else {
     TORCH_CHECK_VALUE(width >= 2 && width % 2 == 0, "cos has last dim ", width,
                       ", expected an even number of at least 2 (full tables; half tables need "
@@ -224,9 +225,8 @@ bool is_same_memory(const at::Tensor& in, const at::Tensor& out) {
 void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out_name,
                  const char* other_name) {
   const auto status = at::get_overlap_status(out, other);
-  TORCH_CHECK_VALUE(
-      status == at::MemOverlapStatus::No || status == at::MemOverlapStatus::TooHard, out_name,
-      " overlaps ", other_name, " in memory, expected it to be apart");
+  TORCH_CHECK_VALUE(status == at::MemOverlapStatus::No || status == at::MemOverlapStatus::TooHard,
+                    out_name, " overlaps ", other_name, " in memory, expected it to be apart");
 }
 
 // An output and its own input: the very same memory, or apart.

@@ -83,8 +83,8 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
     ctx->saved_data["cast_tables"] = cast_tables;
     ctx->saved_data["transpose"] = transpose;
     const bool wants_table_grads = cos.requires_grad() || sin.requires_grad();
-    ctx->save_for_backward({cos, sin, wants_table_grads ? q : Tensor(),
-                            wants_table_grads ? k : Tensor()});
+    ctx->save_for_backward(
+        {cos, sin, wants_table_grads ? q : Tensor(), wants_table_grads ? k : Tensor()});
     at::AutoDispatchBelowADInplaceOrView below;
     const auto& op = transpose ? apply_backward_op() : apply_op();
     auto [q_out, k_out] = op.call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
@@ -121,11 +121,10 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
     if (q.defined()) {
       const RopeArgs args = check_inputs<c10::SymInt>(
           q, k, cos, sin,
-          {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
-          {"q", "k"});
+          {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, {"q", "k"});
       const Pair in(q, k), out(grads[0], grads[1]);
-      std::tie(inputs[2], inputs[3]) = transpose ? table_grads(out, in, cos, sin, args)
-                                                 : table_grads(in, out, cos, sin, args);
+      std::tie(inputs[2], inputs[3]) =
+          transpose ? table_grads(out, in, cos, sin, args) : table_grads(in, out, cos, sin, args);
     }
     return inputs;
   }
@@ -134,8 +133,8 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
 // Whether autograd has to know: a gradient is asked for, or a tangent came (which it refuses).
 bool needs_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
   const auto has_tangent = [](const Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
-  return (at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() ||
-                                         cos.requires_grad() || sin.requires_grad())) ||
+  return (at::GradMode::is_enabled() &&
+          (q.requires_grad() || k.requires_grad() || cos.requires_grad() || sin.requires_grad())) ||
          has_tangent(q) || has_tangent(k) || has_tangent(cos) || has_tangent(sin);
 }
 
@@ -192,9 +191,9 @@ void inplace_bump(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, La
   torch::autograd::impl::bump_version(k);
 }
 
-void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-              Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
-              bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
+void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
+              Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
+              bool cast_tables, Tensor& q_out, Tensor& k_out) {
   {
     at::AutoDispatchBelowADInplaceOrView below;
     apply_out_op().call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,

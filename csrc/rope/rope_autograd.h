@@ -1,4 +1,5 @@
-// What every form does before it reaches a backend: derivatives, and the version of what is written.
+// What every form does before it reaches a backend: derivatives, and the version of what is
+// written.
 #pragma once
 
 #include <torch/library.h>

@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
 constexpr int64_t kBlockTokens = 32;
-constexpr int64_t kGroupHeads = 8;  // of one token, rotated together
+constexpr int64_t kGroupHeads = 4;  // of one token, rotated together
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kLineBytes = 64;
 

@@ -46,8 +46,8 @@ struct RopeForms {
                      Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
                      bool cast_tables) {
     const RopeArgs args = check_inputs<int64_t>(
-        q, k, cos, sin,
-        {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+        q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+        kInputNames);
     check_overlap(q, k, cos, sin, q, k);
     rotate(args, q, k, cos, sin, q, k, /*transpose=*/false);
   }
@@ -56,8 +56,8 @@ struct RopeForms {
                         Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
                         bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
     const RopeArgs args = check_inputs<int64_t>(
-        q, k, cos, sin,
-        {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, kInputNames);
+        q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
+        kInputNames);
     check_outputs<int64_t>(q, k, q_out, k_out);
     check_overlap(q, k, cos, sin, q_out, k_out);
     rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false);
@@ -89,8 +89,7 @@ struct RopeForms {
       const auto dense = [](const Tensor& t) { return has_dense_rows(t) ? t : t.contiguous(); };
       return rotate(args, dense(q), dense(k), dense(cos), dense(sin), q_out, k_out, transpose);
     }
-    const RopeGeometry geometry =
-        make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+    const RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
     if (geometry.batch * geometry.tokens * (geometry.q_heads + geometry.k_heads) == 0) return;
     launch(geometry, {q.const_data_ptr(), k.const_data_ptr(), cos.const_data_ptr(),
                       sin.const_data_ptr(), q_out.mutable_data_ptr(), k_out.mutable_data_ptr()});

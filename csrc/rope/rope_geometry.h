@@ -36,7 +36,8 @@ struct RopeGeometry {
   DType dtype;        // of q, k and the outputs
   DType table_dtype;  // of cos and sin
   Style style;
-  bool transpose;    // apply_backward: the transposed rotation, reading outputs' order, writing inputs'
+  bool transpose;    // apply_backward: the transposed rotation, reading outputs' order, writing
+                     // inputs'
   bool half_tables;  // table width rotary_dim / 2: entry i serves pair i; else rotary_dim
   bool cast_tables;  // round the tables to dtype (nearest even) before they are used
   int64_t batch, tokens, q_heads, k_heads;

@@ -12,10 +12,10 @@ using FunctionalForm = std::tuple<at::Tensor, at::Tensor>(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos, const at::Tensor& sin,
     std::optional<c10::string_view> layout, std::optional<int64_t> rotary_dim,
     int64_t rotary_offset, bool interleaved, bool deinterleave, bool cast_tables);
-using InplaceForm = void(at::Tensor& q, at::Tensor& k, const at::Tensor& cos,
-                         const at::Tensor& sin, std::optional<c10::string_view> layout,
-                         std::optional<int64_t> rotary_dim, int64_t rotary_offset,
-                         bool interleaved, bool deinterleave, bool cast_tables);
+using InplaceForm = void(at::Tensor& q, at::Tensor& k, const at::Tensor& cos, const at::Tensor& sin,
+                         std::optional<c10::string_view> layout, std::optional<int64_t> rotary_dim,
+                         int64_t rotary_offset, bool interleaved, bool deinterleave,
+                         bool cast_tables);
 using OutForm = void(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
                      const at::Tensor& sin, std::optional<c10::string_view> layout,
                      std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved,

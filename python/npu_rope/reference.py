@@ -30,7 +30,11 @@ def _split(rows: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 
 def _join(first: Tensor, second: Tensor, interleaved: bool) -> Tensor:
-    return torch.stack((first, second), -1).flatten(-2) if interleaved else torch.cat((first, second), -1)
+    return (
+        torch.stack((first, second), -1).flatten(-2)
+        if interleaved
+        else torch.cat((first, second), -1)
+    )
 
 
 def _rotate(
