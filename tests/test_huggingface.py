@@ -4,6 +4,8 @@ Sizes are the published models' but for the number of tokens; q and k are the st
 the models' projections leave.
 """
 
+from collections.abc import Callable
+
 import npu_rope  # noqa: F401  registers torch.ops.npu_rope
 import pytest
 import torch
@@ -11,6 +13,8 @@ from npu_rope.demo import models
 from npu_rope.demo.exact import as_pairs
 from torch import Tensor
 from transformers.vision_utils import get_vision_position_ids
+
+Build = Callable[[], models.Model]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,7 +27,7 @@ every_model = pytest.mark.parametrize("build", models.MODELS, ids=lambda build: 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
 
-def real_positions(build) -> Tensor:
+def real_positions(build: Build) -> Tensor:
     if build in VISION:  # an image, and a video of two frames
         return get_vision_position_ids(torch.tensor([[1, 6, 8], [2, 4, 4]]), spatial_merge_size=2)
     if build in MULTIMODAL:  # in each row a text with an image of 3 x 4 tokens somewhere
@@ -46,9 +50,13 @@ def query_key(model: models.Model, positions: Tensor, dtype: torch.dtype) -> mod
     return q, k
 
 
-def apply(model: models.Model, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **options):
+def apply(
+    model: models.Model, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, cast_tables: bool
+) -> models.Pair:
     cos, sin = model.operator_tables(cos, sin)
-    return torch.ops.npu_rope.apply(q, k, cos, sin, layout=model.layout, **model.options, **options)
+    return torch.ops.npu_rope.apply(
+        q, k, cos, sin, cast_tables=cast_tables, layout=model.layout, **model.options
+    )
 
 
 def tolerance(x: Tensor, interleaved: bool) -> Tensor:
@@ -69,7 +77,7 @@ def tolerance(x: Tensor, interleaved: bool) -> Tensor:
 
 @every_dtype
 @every_model
-def test_equals_hugging_face(build, dtype):
+def test_equals_hugging_face(build: Build, dtype: torch.dtype) -> None:
     model = build()
     positions = real_positions(build)
     q, k = query_key(model, positions, dtype)
@@ -97,7 +105,7 @@ def test_equals_hugging_face(build, dtype):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=lambda d: str(d)[6:])
 @every_model
-def test_cast_tables_rounds_as_hugging_face_does(build, dtype):
+def test_cast_tables_rounds_as_hugging_face_does(build: Build, dtype: torch.dtype) -> None:
     """float32 tables with cast_tables give the bits of tables that the model cast itself."""
     model = build()
     positions = real_positions(build)
