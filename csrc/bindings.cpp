@@ -1,5 +1,210 @@
-// Module _C. Loading it registers the operators; what it binds is for tests and benchmarks.
-#include <pybind11/pybind11.h>
+// Module _C. Loading it registers the operators. What it binds is for tests and benchmarks: the
+// plan, and the simulated launch of the Ascend C kernel.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/api/include/torch/version.h>
+#include <torch/csrc/utils/pybind.h>
 
-PYBIND11_MODULE(_C, module) { module.attr("built_for_torch") = TORCH_VERSION; }
+#include "npu/chip.h"
+#include "rope/rope_args.h"
+#include "rope/rope_plan.h"
+#include "simulator/ascendc/simulator.h"
+
+// The kernel's entries (rope/rope_kernel.cpp), compiled against the simulator's kernel_operator.h.
+extern "C" {
+using RopeEntry = void(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,
+                       uint8_t* k_out, npu_rope::RopeParams params);
+RopeEntry rope_fp16, rope_bf16, rope_fp32;
+}
+
+namespace py = pybind11;
+
+namespace npu_rope {
+namespace {
+
+using simulator::CoreTrace;
+using simulator::Counters;
+using simulator::Event;
+using simulator::GmRegion;
+using simulator::SimulationError;
+using simulator::Trace;
+using simulator::UbOperand;
+using simulator::VectorCount;
+
+RopeGeometry geometry_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                         const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
+                         const std::optional<std::string>& layout,
+                         std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved,
+                         bool deinterleave, bool cast_tables, bool transpose) {
+  RopeOptions options{{}, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables};
+  if (layout) options.layout = c10::string_view(*layout);
+  const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, {"q", "k"});
+  check_outputs<int64_t>(q, k, q_out, k_out);
+  check_overlap(q, k, cos, sin, q_out, k_out);
+  return make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+}
+
+/// The bytes from a tensor's first element to its last: what a kernel may touch of its storage.
+GmRegion extent_of(const at::Tensor& tensor, bool read_only) {
+  int64_t elements = tensor.numel() > 0 ? 1 : 0;
+  for (int64_t axis = 0; elements > 0 && axis < tensor.dim(); ++axis) {
+    elements += (tensor.size(axis) - 1) * tensor.stride(axis);
+  }
+  return {tensor.const_data_ptr(), elements * tensor.element_size(), read_only};
+}
+
+Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor& k,
+                    const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
+                    const at::Tensor& k_out, const std::string& soc, bool events, int threads) {
+  Trace nothing;
+  nothing.chip = soc;
+  if (plan.cores == 0) return nothing;
+  RopeEntry* const entry = q.scalar_type() == at::kHalf       ? rope_fp16
+                           : q.scalar_type() == at::kBFloat16 ? rope_bf16
+                                                              : rope_fp32;
+  const auto address = [](const at::Tensor& tensor) {
+    return static_cast<uint8_t*>(const_cast<void*>(tensor.const_data_ptr()));
+  };
+  // Outputs first: where one is its own input, the region that may be written is found first.
+  const std::vector<GmRegion> regions = {extent_of(q_out, false), extent_of(k_out, false),
+                                         extent_of(q, true),      extent_of(k, true),
+                                         extent_of(cos, true),    extent_of(sin, true)};
+  const py::gil_scoped_release release;
+  return simulator::simulate(find_chip(soc), plan.cores, regions,
+                             [&] {
+                               entry(address(q), address(k), address(cos), address(sin),
+                                     address(q_out), address(k_out), plan.params);
+                             },
+                             {threads, events});
+}
+
+template <class Struct>
+void bind_fields(py::class_<Struct>&) {}
+template <class Struct, class Field, class... Rest>
+void bind_fields(py::class_<Struct>& type, const char* name, Field Struct::* field, Rest... rest) {
+  type.def_readwrite(name, field);
+  bind_fields(type, rest...);
+}
+/// A plain struct whose fields can be read and set by name; made of zeros.
+template <class Struct, class... Fields>
+py::class_<Struct> bind_struct(py::module_& module, const char* name, Fields... fields) {
+  py::class_<Struct> type(module, name);
+  type.def(py::init([] { return Struct{}; }));
+  bind_fields(type, fields...);
+  return type;
+}
+
+void bind_plan(py::module_& module) {
+  py::enum_<DType>(module, "DType")
+      .value("float16", DType::kFloat16)
+      .value("bfloat16", DType::kBFloat16)
+      .value("float32", DType::kFloat32)
+      .value("float64", DType::kFloat64);
+  py::enum_<Style>(module, "Style")
+      .value("half", Style::kHalf)
+      .value("interleaved", Style::kInterleaved)
+      .value("deinterleave", Style::kDeinterleave);
+  bind_struct<Chip>(module, "Chip", "name", &Chip::name, "arch", &Chip::arch, "cores", &Chip::cores,
+                    "mhz", &Chip::mhz, "ub_bytes", &Chip::ub_bytes, "ub_usable", &Chip::ub_usable,
+                    "l2_bytes", &Chip::l2_bytes);
+  bind_struct<RowStrides>(module, "RowStrides", "batch", &RowStrides::batch, "token",
+                          &RowStrides::token, "head", &RowStrides::head);
+  bind_struct<TableStrides>(module, "TableStrides", "batch", &TableStrides::batch, "token",
+                            &TableStrides::token);
+  using G = RopeGeometry;
+  bind_struct<G>(module, "RopeGeometry", "dtype", &G::dtype, "table_dtype", &G::table_dtype,
+                 "style", &G::style, "transpose", &G::transpose, "half_tables", &G::half_tables,
+                 "cast_tables", &G::cast_tables, "batch", &G::batch, "tokens", &G::tokens,
+                 "q_heads", &G::q_heads, "k_heads", &G::k_heads, "head_dim", &G::head_dim,
+                 "rotary_dim", &G::rotary_dim, "rotary_offset", &G::rotary_offset, "q_in_place",
+                 &G::q_in_place, "k_in_place", &G::k_in_place, "q", &G::q, "k", &G::k, "q_out",
+                 &G::q_out, "k_out", &G::k_out, "cos", &G::cos, "sin", &G::sin);
+  using P = RopeParams;
+  bind_struct<P>(module, "RopeParams", "token_parts", &P::token_parts, "head_parts", &P::head_parts,
+                 "tile_tokens", &P::tile_tokens, "box_rows", &P::box_rows, "step_rows",
+                 &P::step_rows);
+  using B = RopeBox;
+  bind_struct<B>(module, "RopeBox", "tensor", &B::tensor, "batch", &B::batch, "token", &B::token,
+                 "tokens", &B::tokens, "head", &B::head, "heads", &B::heads, "tile_token",
+                 &B::tile_token, "tile_tokens", &B::tile_tokens, "starts_tile", &B::starts_tile);
+  bind_struct<RopePlan>(module, "RopePlan", "cores", &RopePlan::cores, "ub_bytes",
+                        &RopePlan::ub_bytes, "params", &RopePlan::params)
+      .def("boxes", &boxes_of, py::arg("core"));
+  module.def("chips", &chips);
+  module.def("find_chip", &find_chip, py::arg("soc"));
+  module.def("plan_rope", &plan_rope, py::arg("geometry"), py::arg("chip"));
+  module.def("geometry_of", &geometry_of, py::arg("q"), py::arg("k"), py::arg("cos"),
+             py::arg("sin"), py::arg("q_out"), py::arg("k_out"), py::kw_only(),
+             py::arg("layout") = py::none(), py::arg("rotary_dim") = py::none(),
+             py::arg("rotary_offset") = 0, py::arg("interleaved") = false,
+             py::arg("deinterleave") = false, py::arg("cast_tables") = true,
+             py::arg("transpose") = false);
+}
+
+std::vector<UbOperand> operands_of(const Event& event) {
+  return {event.operands, event.operands + event.operand_count};
+}
+std::vector<uint32_t> dependencies_of(const CoreTrace& trace, const Event& event) {
+  const auto first = trace.dependencies.begin() + event.first_dependency;
+  return {first, first + event.dependency_count};
+}
+
+void bind_simulator(py::module_& module) {
+  py::register_exception<SimulationError>(module, "SimulationError", PyExc_RuntimeError);
+  py::class_<UbOperand>(module, "UbOperand")
+      .def_readonly("address", &UbOperand::address)
+      .def_readonly("block_stride", &UbOperand::block_stride)
+      .def_readonly("repeat_stride", &UbOperand::repeat_stride)
+      .def_readonly("dtype", &UbOperand::dtype);
+  py::class_<Event>(module, "Event")
+      .def_readonly("api", &Event::api)
+      .def_property_readonly("file", [](const Event& e) { return e.where.file; })
+      .def_property_readonly("line", [](const Event& e) { return e.where.line; })
+      .def_property_readonly("pipe", [](const Event& e) { return pipe_name(e.pipe); })
+      .def_property_readonly("operands", &operands_of)
+      .def_readonly("repeats", &Event::repeats)
+      .def_readonly("lanes", &Event::lanes)
+      .def_readonly("elements", &Event::elements)
+      .def_property_readonly("conflicts", [](const Event& e) { return e.conflicts.total(); })
+      .def_readonly("blocks", &Event::blocks)
+      .def_readonly("block_bytes", &Event::block_bytes)
+      .def_readonly("gm_region", &Event::gm_region)
+      .def_readonly("gm_offset", &Event::gm_offset)
+      .def_readonly("gm_pitch", &Event::gm_pitch);
+  py::class_<VectorCount>(module, "VectorCount")
+      .def_readonly("api", &VectorCount::api)
+      .def_readonly("dst_dtype", &VectorCount::dst_dtype)
+      .def_readonly("src_dtype", &VectorCount::src_dtype)
+      .def_readonly("calls", &VectorCount::calls)
+      .def_readonly("repeats", &VectorCount::repeats)
+      .def_readonly("elements", &VectorCount::elements)
+      .def_property_readonly("conflicts", [](const VectorCount& c) { return c.conflicts.total(); });
+  py::class_<Counters>(module, "Counters")
+      .def_readonly("gm_bytes_read", &Counters::gm_bytes_read)
+      .def_readonly("gm_bytes_written", &Counters::gm_bytes_written)
+      .def_readonly("loads", &Counters::loads)
+      .def_readonly("stores", &Counters::stores)
+      .def_readonly("ub_bytes", &Counters::ub_bytes)
+      .def_readonly("vector", &Counters::vector);
+  py::class_<CoreTrace>(module, "CoreTrace")
+      .def_readonly("core", &CoreTrace::core)
+      .def_readonly("counters", &CoreTrace::counters)
+      .def_readonly("events", &CoreTrace::events)
+      .def("dependencies", &dependencies_of, py::arg("event"));
+  py::class_<Trace>(module, "Trace")
+      .def_readonly("chip", &Trace::chip)
+      .def_readonly("cores", &Trace::cores)
+      .def("totals", &Trace::totals);
+  module.def("simulate_rope", &simulate_rope, py::arg("plan"), py::arg("q"), py::arg("k"),
+             py::arg("cos"), py::arg("sin"), py::arg("q_out"), py::arg("k_out"), py::kw_only(),
+             py::arg("soc"), py::arg("events") = false, py::arg("threads") = 0);
+}
+
+}  // namespace
+}  // namespace npu_rope
+
+PYBIND11_MODULE(_C, module) {
+  module.attr("built_for_torch") = TORCH_VERSION;
+  npu_rope::bind_plan(module);
+  npu_rope::bind_simulator(module);
+}

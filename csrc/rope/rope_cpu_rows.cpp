@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
 constexpr int64_t kBlockTokens = 32;
-constexpr int64_t kGroupHeads = 4;  // of one token, rotated together
+constexpr int64_t kGroupHeads = 8;  // of one token, rotated together
 constexpr int64_t kPrefetchBytes = 4096;
 constexpr int64_t kLineBytes = 64;
 
@@ -104,23 +104,27 @@ struct Rotation {
 
   /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
   /// may be the same unless the order changes. Step by step, so that the table stays in registers.
+  /// Each step prefetches what lies `ahead` elements further, 0 for nothing new.
   static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
                                        int64_t y_stride, int64_t heads, int64_t pairs,
-                                       const Compute* table) {
+                                       const Compute* table, int64_t ahead) {
     for_each_step(pairs, [&](auto lanes, int64_t first) {
-      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first);
+      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first,
+                  ahead);
     });
   }
 
   template <int N>
   static ROPE_INLINE void rotate_step(Lanes<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
-                                      const Compute* table) {
+                                      const Compute* table, int64_t ahead) {
     const auto cos1 = Table::template load<N>(table);
     const auto sin1 = Table::template load<N>(table + 2 * N);
     const auto cos2 = Table::template load<N>(table + 4 * N);
     const auto sin2 = Table::template load<N>(table + 6 * N);
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+      __builtin_prefetch(x + first + ahead);
+      __builtin_prefetch(x + pairs + first + ahead);
       Two<Compute, N> x1, x2;
       if constexpr (reads_interleaved(order)) {
         const auto u = to_pairs(T::template load<N>(x + 2 * first));
@@ -152,7 +156,7 @@ struct Rotation {
 
   static ROPE_INLINE void rotate_step(Lanes<0>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t pair,
-                                      const Compute* table) {
+                                      const Compute* table, int64_t) {
     constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
     const Compute cos1 = table[0], sin1 = table[1], cos2 = table[2], sin2 = table[3];
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
@@ -300,14 +304,6 @@ struct Rotation {
     const int64_t x_stride = rows.x_strides.head, y_stride = rows.y_strides.head;
     const Element* x = rows.x + token * rows.x_strides.token + head * x_stride + offset;
     Element* y = rows.y + token * rows.y_strides.token + head * y_stride + offset;
-    if (ahead != 0) {
-      for (int64_t i = 0; i < heads; ++i) {
-        const char* line = reinterpret_cast<const char*>(x + i * x_stride + ahead);
-        for (int64_t b = 0; b < dim * static_cast<int64_t>(sizeof(Element)); b += kLineBytes) {
-          __builtin_prefetch(line + b);
-        }
-      }
-    }
     if (!rows.in_place && geometry.head_dim > dim) {
       for (int64_t i = 0; i < heads; ++i) {
         const Element* from = x + i * x_stride;
@@ -319,9 +315,9 @@ struct Rotation {
     if (copy_first) {
       Element copy[kMaxDim];
       std::memcpy(copy, x, dim * sizeof(Element));
-      rotate_heads(copy, y, 0, 0, 1, dim / 2, table);
+      rotate_heads(copy, y, 0, 0, 1, dim / 2, table, 0);
     } else {
-      rotate_heads(x, y, x_stride, y_stride, heads, dim / 2, table);
+      rotate_heads(x, y, x_stride, y_stride, heads, dim / 2, table, ahead);
     }
   }
 

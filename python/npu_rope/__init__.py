@@ -8,7 +8,7 @@ import sys as _sys
 
 from npu_rope._version import __version__
 
-__all__ = ["__version__", "apply", "apply_", "apply_backward", "apply_out", "reference"]
+__all__ = ["__version__", "apply", "apply_", "apply_backward", "apply_out", "reference", "simulator"]
 
 
 def _load() -> None:
@@ -22,7 +22,7 @@ def _load() -> None:
             "It is built for one version of torch: reinstall npu_rope with "
             "`pip install --no-build-isolation --force-reinstall --no-deps`, in this environment."
         ) from error
-    from npu_rope import ops, reference
+    from npu_rope import ops, reference, simulator
 
     globals().update(
         apply=ops.apply,
@@ -30,6 +30,7 @@ def _load() -> None:
         apply_out=ops.apply_out,
         apply_backward=ops.apply_backward,
         reference=reference,
+        simulator=simulator,
     )
 
 

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from npu_rope import simulator
+
 if TYPE_CHECKING:
+    from .cases import Case
     from .measure import Row
 
 LEGEND = """\
@@ -64,6 +67,12 @@ def main(argv: list[str]) -> int:
         for name, tensor in (("q", case.q), ("k", case.k), ("cos, sin", case.cos)):
             print(f"   {name:<9}{describe(tensor)}")
         print_table(rows)
+        progress("running the Ascend C kernel on simulated cores ...")
+        same, launch = simulate(case)
+        progress("")
+        print(f"   {launch}")
+        if not same:
+            accurate = False
         if not is_accurate(rows):
             accurate = False
             print("   WRONG: npu_rope with float32 tables is less accurate than Hugging Face")
@@ -81,6 +90,20 @@ def print_table(rows: list[Row]) -> None:
         error = row.errors
         distance = f"{error.largest:>13.4f}{error.rms:>12.3%} {error.mean_ulp:>9.3f} ulp"
         print(f"   {row.label:<34}{timing}{distance}")
+
+
+def simulate(case: Case) -> tuple[bool, str]:
+    """The Ascend C kernel on simulated cores: whether its bits are the CPU's, and what it moved."""
+    arguments = case.q, case.k, case.cos, case.sin
+    expected = torch.ops.npu_rope.apply(*arguments, **case.options)
+    run = simulator.apply(*arguments, **case.options)
+    same = torch.equal(run.q, expected[0]) and torch.equal(run.k, expected[1])
+    trace = run.trace
+    return same, (
+        f"simulated {trace.soc}: {'the same bits' if same else 'WRONG: OTHER BITS'}, one launch, "
+        f"{trace.cores_used} cores, {trace.gm_bytes / 1e6:.1f} MB moved "
+        f"({trace.gm_bytes / trace.least_gm_bytes:.3f} of the least)"
+    )
 
 
 def is_accurate(rows: list[Row]) -> bool:

@@ -1,0 +1,304 @@
+// Instructions of the vector unit. Each comes in the documented forms: the first `count` elements,
+// and repeats with strides under a mask that is a number or an array of bits.
+//
+// What a dtype may not do on arch 2201 does not compile, as with CANN's own headers.
+#pragma once
+
+#include "compute.h"
+#include "convert.h"
+
+namespace AscendC {
+
+// ----------------------------------------------------------------------------------------- masks
+
+inline void SetMaskCount() { npu_rope::simulator::Core::current().set_mask_mode(true); }
+inline void SetMaskNorm() { npu_rope::simulator::Core::current().set_mask_mode(false); }
+inline void ResetMask() {
+  npu_rope::simulator::Core::current().set_mask_bits(~uint64_t{0}, ~uint64_t{0});
+}
+
+template <typename T, MaskMode mode = MaskMode::NORMAL>
+void SetVectorMask(const uint64_t maskHigh, const uint64_t maskLow, Where where = Where::here()) {
+  auto& core = npu_rope::simulator::Core::current();
+  if constexpr (mode == MaskMode::COUNTER) {
+    core.set_mask_bits(0, maskLow);
+  } else {
+    const uint64_t mask[2] = {maskLow, maskHigh};
+    core.set_mask_array("SetVectorMask", where, mask, sizeof(T));
+  }
+}
+
+template <typename T, MaskMode mode = MaskMode::NORMAL>
+void SetVectorMask(int32_t len, Where where = Where::here()) {
+  auto& core = npu_rope::simulator::Core::current();
+  if constexpr (mode == MaskMode::COUNTER) {
+    core.set_mask_bits(0, static_cast<uint64_t>(len));
+  } else {
+    const bool counter = core.counter_mode();
+    core.set_mask_mode(false);
+    core.set_mask_prefix("SetVectorMask", where, len, sizeof(T));
+    core.set_mask_mode(counter);
+  }
+}
+
+// ---------------------------------------------------------------------------- two sources, one
+// result
+
+// The three documented forms of an instruction: mask of bits, mask as a number, first n elements.
+#define NPU_ROPE_BINARY(NAME, ALLOWED, ACCUMULATES, FUNCTION)                                      \
+  template <typename T, bool isSetMask = true>                                                     \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,     \
+            uint64_t mask[], const Wide<uint8_t> repeatTime,                                       \
+            const BinaryRepeatParams& repeatParams, Where where = Where::here()) {                 \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");    \
+    npu_rope::simulator::binary<T, isSetMask, const uint64_t*>(                                    \
+        #NAME, where, dst, src0, src1, mask, repeatTime, repeatParams, ACCUMULATES,                \
+        [](T a, T b) { return T(FUNCTION); });                                                     \
+  }                                                                                                \
+  template <typename T, bool isSetMask = true>                                                     \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,     \
+            uint64_t mask, const Wide<uint8_t> repeatTime, const BinaryRepeatParams& repeatParams, \
+            Where where = Where::here()) {                                                         \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");    \
+    npu_rope::simulator::binary<T, isSetMask, uint64_t>(#NAME, where, dst, src0, src1, mask,       \
+                                                        repeatTime, repeatParams, ACCUMULATES,     \
+                                                        [](T a, T b) { return T(FUNCTION); });     \
+  }                                                                                                \
+  template <typename T>                                                                            \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTensor<T>& src1,     \
+            const int32_t& count, Where where = Where::here()) {                                   \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");    \
+    npu_rope::simulator::binary<T>(#NAME, where, dst, src0, src1, count,                           \
+                                   [](T a, T b) { return T(FUNCTION); });                          \
+  }
+
+NPU_ROPE_BINARY(Add, npu_rope::simulator::kIsArithmetic<T>, true, npu_rope::simulator::add(a, b))
+NPU_ROPE_BINARY(Sub, npu_rope::simulator::kIsArithmetic<T>, true,
+                npu_rope::simulator::subtract(a, b))
+NPU_ROPE_BINARY(Mul, npu_rope::simulator::kIsArithmetic<T>, true,
+                npu_rope::simulator::multiply(a, b))
+NPU_ROPE_BINARY(And, (npu_rope::simulator::one_of<T, int16_t, uint16_t>()), false, a& b)
+NPU_ROPE_BINARY(Or, (npu_rope::simulator::one_of<T, int16_t, uint16_t>()), false, a | b)
+#undef NPU_ROPE_BINARY
+
+// -------------------------------------------------------------------------- one source, one result
+
+#define NPU_ROPE_SCALAR(NAME, ALLOWED, FUNCTION)                                                  \
+  template <typename T, bool isSetMask = true>                                                    \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,           \
+            uint64_t mask[], const Wide<uint8_t> repeatTime,                                      \
+            const UnaryRepeatParams& repeatParams, Where where = Where::here()) {                 \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");   \
+    npu_rope::simulator::unary<T, T, isSetMask, const uint64_t*>(                                 \
+        #NAME, where, dst, src, mask, repeatTime, repeatParams,                                   \
+        [b = scalarValue](T a) { return T(FUNCTION); });                                          \
+  }                                                                                               \
+  template <typename T, bool isSetMask = true>                                                    \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,           \
+            uint64_t mask, const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams, \
+            Where where = Where::here()) {                                                        \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");   \
+    npu_rope::simulator::unary<T, T, isSetMask, uint64_t>(                                        \
+        #NAME, where, dst, src, mask, repeatTime, repeatParams,                                   \
+        [b = scalarValue](T a) { return T(FUNCTION); });                                          \
+  }                                                                                               \
+  template <typename T, bool isSetMask = true>                                                    \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,           \
+            const int32_t& count, Where where = Where::here()) {                                  \
+    static_assert(ALLOWED, #NAME " does not take this dtype on arch 2201 or in the simulator");   \
+    npu_rope::simulator::unary<T, T, isSetMask>(#NAME, where, dst, src, count,                    \
+                                                [b = scalarValue](T a) { return T(FUNCTION); });  \
+  }
+
+NPU_ROPE_SCALAR(Adds, npu_rope::simulator::kIsArithmetic<T>, npu_rope::simulator::add(a, b))
+NPU_ROPE_SCALAR(Muls, npu_rope::simulator::kIsArithmetic<T>, npu_rope::simulator::multiply(a, b))
+#undef NPU_ROPE_SCALAR
+
+template <typename T, bool isSetMask = true>
+void ShiftLeft(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+               uint64_t mask[], const Wide<uint8_t> repeatTime,
+               const UnaryRepeatParams& repeatParams, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftLeft takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftLeft", where, scalarValue);
+  npu_rope::simulator::unary<T, T, isSetMask, const uint64_t*>(
+      "ShiftLeft", where, dst, src, mask, repeatTime, repeatParams,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_left(a, b); });
+}
+template <typename T, bool isSetMask = true>
+void ShiftLeft(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+               uint64_t mask, const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+               Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftLeft takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftLeft", where, scalarValue);
+  npu_rope::simulator::unary<T, T, isSetMask, uint64_t>(
+      "ShiftLeft", where, dst, src, mask, repeatTime, repeatParams,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_left(a, b); });
+}
+template <typename T, bool isSetMask = true>
+void ShiftLeft(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+               const int32_t& count, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftLeft takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftLeft", where, scalarValue);
+  npu_rope::simulator::unary<T, T, isSetMask>(
+      "ShiftLeft", where, dst, src, count,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_left(a, b); });
+}
+
+template <typename T, bool isSetMask = true>
+void ShiftRight(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+                uint64_t mask[], const Wide<uint8_t> repeatTime,
+                const UnaryRepeatParams& repeatParams, bool roundEn = false,
+                Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftRight takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftRight", where, scalarValue);
+  npu_rope::simulator::expect_no_rounding(where, roundEn);
+  npu_rope::simulator::unary<T, T, isSetMask, const uint64_t*>(
+      "ShiftRight", where, dst, src, mask, repeatTime, repeatParams,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_right(a, b); });
+}
+template <typename T, bool isSetMask = true>
+void ShiftRight(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+                uint64_t mask, const Wide<uint8_t> repeatTime,
+                const UnaryRepeatParams& repeatParams, bool roundEn = false,
+                Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftRight takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftRight", where, scalarValue);
+  npu_rope::simulator::expect_no_rounding(where, roundEn);
+  npu_rope::simulator::unary<T, T, isSetMask, uint64_t>(
+      "ShiftRight", where, dst, src, mask, repeatTime, repeatParams,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_right(a, b); });
+}
+template <typename T, bool isSetMask = true>
+void ShiftRight(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& scalarValue,
+                const int32_t& count, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsShiftable<T>, "ShiftRight takes integers of 16 or 32 bits");
+  npu_rope::simulator::check_shift("ShiftRight", where, scalarValue);
+  npu_rope::simulator::unary<T, T, isSetMask>(
+      "ShiftRight", where, dst, src, count,
+      [b = scalarValue](T a) { return npu_rope::simulator::shift_right(a, b); });
+}
+
+template <typename T, bool isSetMask = true>
+void Not(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask[],
+         const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+         Where where = Where::here()) {
+  static_assert(npu_rope::simulator::one_of<T, int16_t, uint16_t>(), "Not takes 16-bit integers");
+  npu_rope::simulator::unary<T, T, isSetMask, const uint64_t*>(
+      "Not", where, dst, src, mask, repeatTime, repeatParams, [](T a) { return T(~a); });
+}
+template <typename T, bool isSetMask = true>
+void Not(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask,
+         const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+         Where where = Where::here()) {
+  static_assert(npu_rope::simulator::one_of<T, int16_t, uint16_t>(), "Not takes 16-bit integers");
+  npu_rope::simulator::unary<T, T, isSetMask, uint64_t>("Not", where, dst, src, mask, repeatTime,
+                                                        repeatParams, [](T a) { return T(~a); });
+}
+template <typename T>
+void Not(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t& count,
+         Where where = Where::here()) {
+  static_assert(npu_rope::simulator::one_of<T, int16_t, uint16_t>(), "Not takes 16-bit integers");
+  npu_rope::simulator::unary<T, T, true>("Not", where, dst, src, count, [](T a) { return T(~a); });
+}
+
+template <typename T, typename U, bool isSetMask = true>
+void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
+          const uint64_t mask[], const Wide<uint8_t> repeatTime,
+          const UnaryRepeatParams& repeatParams, Where where = Where::here()) {
+  npu_rope::simulator::convert_with<T, U>(where, roundMode, [&](auto convert) {
+    npu_rope::simulator::unary<T, U, isSetMask, const uint64_t*>("Cast", where, dst, src, mask,
+                                                                 repeatTime, repeatParams, convert);
+  });
+}
+template <typename T, typename U, bool isSetMask = true>
+void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
+          const uint64_t mask, const Wide<uint8_t> repeatTime,
+          const UnaryRepeatParams& repeatParams, Where where = Where::here()) {
+  npu_rope::simulator::convert_with<T, U>(where, roundMode, [&](auto convert) {
+    npu_rope::simulator::unary<T, U, isSetMask, uint64_t>("Cast", where, dst, src, mask, repeatTime,
+                                                          repeatParams, convert);
+  });
+}
+template <typename T, typename U>
+void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
+          const Wide<uint32_t> count, Where where = Where::here()) {
+  npu_rope::simulator::convert_with<T, U>(where, roundMode, [&](auto convert) {
+    npu_rope::simulator::unary<T, U, true>("Cast", where, dst, src, count, convert);
+  });
+}
+
+template <typename T, bool isSetMask = true>
+void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask[],
+          const Wide<uint8_t> repeatTime, const CopyRepeatParams& repeatParams,
+          Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T>, "Copy does not take this dtype on arch 2201");
+  npu_rope::simulator::copy<T, isSetMask, const uint64_t*>(where, dst, src, mask, repeatTime,
+                                                           repeatParams);
+}
+template <typename T, bool isSetMask = true>
+void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask,
+          const Wide<uint8_t> repeatTime, const CopyRepeatParams& repeatParams,
+          Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T>, "Copy does not take this dtype on arch 2201");
+  npu_rope::simulator::copy<T, isSetMask, uint64_t>(where, dst, src, mask, repeatTime,
+                                                    repeatParams);
+}
+
+template <typename T, bool isSetMask = true>
+void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, uint64_t mask,
+               const Wide<uint8_t> repeatTime, const Wide<uint16_t> dstBlockStride,
+               const Wide<uint8_t> dstRepeatStride, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T>,
+                "Duplicate does not take this dtype on arch 2201");
+  npu_rope::simulator::fill<T, isSetMask, uint64_t>(where, dst, scalarValue, mask, repeatTime,
+                                                    dstBlockStride, dstRepeatStride);
+}
+template <typename T, bool isSetMask = true>
+void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, uint64_t mask[],
+               const Wide<uint8_t> repeatTime, const Wide<uint16_t> dstBlockStride,
+               const Wide<uint8_t> dstRepeatStride, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T>,
+                "Duplicate does not take this dtype on arch 2201");
+  npu_rope::simulator::fill<T, isSetMask, const uint64_t*>(
+      where, dst, scalarValue, mask, repeatTime, dstBlockStride, dstRepeatStride);
+}
+template <typename T>
+void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, const int32_t& count,
+               Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T>,
+                "Duplicate does not take this dtype on arch 2201");
+  namespace sim = npu_rope::simulator;
+  sim::Core& core = sim::Core::current();
+  sim::VectorCall call{"Duplicate", where, core.counted_lanes("Duplicate", where, count, sizeof(T)),
+                       1,           {},    false};
+  call.operands[0] = sim::dense(dst, "dst", sizeof(T));
+  sim::compute_fill(core, call, scalarValue);
+  core.reset_mask();
+}
+
+template <typename T>
+void TransDataTo5HD(const LocalTensor<T> (&dstList)[NCHW_CONV_ADDR_LIST_SIZE],
+                    const LocalTensor<T> (&srcList)[NCHW_CONV_ADDR_LIST_SIZE],
+                    const TransDataTo5HDParams& nchwconvParams, Where where = Where::here()) {
+  auto call = npu_rope::simulator::transpose_call<T>(nchwconvParams, where);
+  for (int i = 0; i < NCHW_CONV_ADDR_LIST_SIZE; ++i) {
+    call.dst[i] = dstList[i].as_operand("dst");
+    call.src[i] = srcList[i].as_operand("src");
+  }
+  npu_rope::simulator::finish_transpose<T>(call);
+}
+template <typename T>
+void TransDataTo5HD(uint64_t dstList[NCHW_CONV_ADDR_LIST_SIZE],
+                    uint64_t srcList[NCHW_CONV_ADDR_LIST_SIZE],
+                    const TransDataTo5HDParams& nchwconvParams, Where where = Where::here()) {
+  const auto& core = npu_rope::simulator::Core::current();
+  auto call = npu_rope::simulator::transpose_call<T>(nchwconvParams, where);
+  for (int i = 0; i < NCHW_CONV_ADDR_LIST_SIZE; ++i) {
+    constexpr const char* kDtype = npu_rope::simulator::dtype_name<T>();
+    call.dst[i] = core.operand_at("dst", kDtype, sizeof(T), dstList[i]);
+    call.src[i] = core.operand_at("src", kDtype, sizeof(T), srcList[i]);
+  }
+  npu_rope::simulator::finish_transpose<T>(call);
+}
+
+}  // namespace AscendC

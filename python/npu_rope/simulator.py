@@ -1,0 +1,214 @@
+"""The Ascend C kernel on simulated cores: the very source that CANN compiles, run on this CPU with
+the chip's rules enforced.
+
+    >>> run = npu_rope.simulator.apply(q, k, cos, sin, soc="Ascend910B1")
+    >>> run.q, run.k                      # the bits that the operator gives on every backend
+    >>> run.trace.gm_bytes, run.trace.cores_used
+    >>> npu_rope.simulator.apply(q, k, cos, sin, events=True).trace.save("trace.json")
+
+What the simulator refuses and what it cannot know is in csrc/simulator/ascendc/README.md. Nothing
+here was measured on a chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from npu_rope import _C
+from npu_rope._C import SimulationError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from npu_rope.ops import Options
+
+__all__ = ["Run", "SimulationError", "Trace", "apply", "apply_"]
+
+# For a timeline: cycles, from public figures (README, "How fast"). A vector repeat takes one cycle,
+# a bank conflict one more, and an instruction these before its first result; a transfer takes its
+# latency, and then bytes at the rate that one core has for itself.
+VECTOR_LATENCY = 21
+LOAD_LATENCY, STORE_LATENCY = 351, 207
+TRANSFER_BYTES_PER_CYCLE = 74.5
+
+
+class Trace:
+    """What one launch did, counted; instruction by instruction where events were recorded.
+
+    Attributes:
+        geometry: the launch as checked numbers.
+        plan: how the cores shared the work (``cores``, ``ub_bytes``, ``params``, ``boxes(core)``).
+        counters: sums over all cores (``gm_bytes_read``, ``gm_bytes_written``, ``loads``,
+            ``stores``, and ``vector``: calls, repeats, elements and bank conflicts of each
+            instruction and dtype).
+        cores: the same for each core, with ``events`` in program order and ``dependencies(event)``.
+    """
+
+    def __init__(self, geometry: Any, plan: Any, raw: Any) -> None:  # noqa: ANN401  types of _C
+        self.geometry = geometry
+        self.plan = plan
+        self.soc: str = raw.chip
+        self.cores = raw.cores
+        self.counters = raw.totals()
+
+    @property
+    def cores_used(self) -> int:
+        return len(self.cores)
+
+    @property
+    def gm_bytes(self) -> int:
+        """Bytes moved between global memory and the cores, both ways."""
+        return self.counters.gm_bytes_read + self.counters.gm_bytes_written
+
+    @property
+    def least_gm_bytes(self) -> int:
+        """q and k in once and out once (in place: what is rotated), every table entry in once."""
+        g = self.geometry
+        size = {_C.DType.float32: 4}
+        rows = g.batch * g.tokens
+        columns = sum(
+            heads * (g.rotary_dim if in_place else g.head_dim)
+            for heads, in_place in ((g.q_heads, g.q_in_place), (g.k_heads, g.k_in_place))
+        )
+        width = g.rotary_dim // 2 if g.half_tables else g.rotary_dim
+        entries = sum(
+            (g.batch if table.batch else 1) * (g.tokens if table.token else 1) * width
+            for table in (g.cos, g.sin)
+        )
+        return 2 * rows * columns * size.get(g.dtype, 2) + entries * size.get(g.table_dtype, 2)
+
+    def repeats(self, *instructions: str) -> int:
+        """Repeats of these vector instructions (all of them by default), over all cores."""
+        counts = self.counters.vector
+        return sum(c.repeats for c in counts if not instructions or c.api in instructions)
+
+    def timeline(self, core: int) -> Iterator[tuple[float, float, Any]]:
+        """(begin, end, event) of a core's instructions, in cycles, none waiting longer than it must.
+
+        An instruction begins when its pipe is free and all that it depends on has ended. That is
+        the order which the kernel's flags enforce; its lengths are modelled, not measured.
+        """
+        trace = self.cores[core]
+        free: dict[str, float] = {}
+        ends: list[float] = []
+        for event in trace.events:
+            begin = free.get(event.pipe, 0.0)
+            begin = max([begin, *(ends[i] for i in trace.dependencies(event))])
+            busy, latency = _cycles(event)
+            free[event.pipe] = begin + busy
+            ends.append(begin + busy + latency)
+            yield begin, ends[-1], event
+
+    def save(self, path: str | Path) -> None:
+        """Writes a Chrome trace (chrome://tracing, Perfetto): a process a core, a thread a pipe."""
+        mhz = _C.find_chip(self.soc).mhz
+        out = []
+        for number, core in enumerate(self.cores):
+            for begin, end, event in self.timeline(number):
+                args = {
+                    "line": f"{Path(event.file).name}:{event.line}",
+                    "bytes": event.blocks * event.block_bytes,
+                    "repeats": event.repeats,
+                    "dtypes": [operand.dtype for operand in event.operands],
+                    "ub": [operand.address for operand in event.operands],
+                    "gm_region": event.gm_region,
+                    "gm_offset": event.gm_offset,
+                    "bank_conflicts": event.conflicts,
+                    "waits_for": core.dependencies(event),
+                }
+                out.append(
+                    {
+                        "name": event.api,
+                        "ph": "X",
+                        "pid": core.core,
+                        "tid": event.pipe,
+                        "ts": begin / mhz,  # microseconds
+                        "dur": (end - begin) / mhz,
+                        "args": args,
+                    }
+                )
+        if not out:
+            raise ValueError("the trace has no events, expected a run with events=True")
+        Path(path).write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ns"}))
+
+
+def _cycles(event: Any) -> tuple[float, float]:  # noqa: ANN401
+    """How long an instruction keeps its pipe, and how much later its result is there."""
+    if event.pipe == "V":
+        return event.repeats + event.conflicts, VECTOR_LATENCY
+    if event.pipe in ("MTE2", "MTE3"):
+        latency = LOAD_LATENCY if event.pipe == "MTE2" else STORE_LATENCY
+        return event.blocks * event.block_bytes / TRANSFER_BYTES_PER_CYCLE, latency
+    return 1, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Results and trace of a simulated launch."""
+
+    q: Tensor
+    k: Tensor
+    trace: Trace
+
+
+def _simulate(
+    tensors: tuple[Tensor, ...], soc: str, events: bool, threads: int, options: dict[str, Any]
+) -> Run:
+    geometry = _C.geometry_of(*tensors, **options)
+    plan = _C.plan_rope(geometry, _C.find_chip(soc))
+    raw = _C.simulate_rope(plan, *tensors, soc=soc, events=events, threads=threads)
+    return Run(tensors[4], tensors[5], Trace(geometry, plan, raw))
+
+
+def apply(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    soc: str = "Ascend910B1",
+    transpose: bool = False,
+    events: bool = False,
+    threads: int = 0,
+    **options: Unpack[Options],
+) -> Run:
+    """:func:`npu_rope.apply` by the Ascend C kernel on simulated cores of the chip ``soc``.
+
+    Args:
+        q, k, cos, sin, **options: as for :func:`npu_rope.apply`, on the CPU. The last axis of each
+            is dense, as the kernel has it.
+        soc: the chip, by the name that CANN gives it.
+        transpose: rotate as :func:`npu_rope.apply_backward` does.
+        events: record every instruction, for a timeline.
+        threads: host threads to run the cores on; 0 for as many as there are. Results and trace
+            do not depend on it.
+
+    Raises:
+        SimulationError: the kernel did what the chip would refuse, or do by luck alone.
+        ValueError, TypeError: as for the operator; also an unknown chip or one without a kernel.
+    """
+    out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
+    tensors = (q, k, cos, sin, *out)
+    return _simulate(tensors, soc, events, threads, {**options, "transpose": transpose})
+
+
+def apply_(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    soc: str = "Ascend910B1",
+    events: bool = False,
+    threads: int = 0,
+    **options: Unpack[Options],
+) -> Run:
+    """The same in place, over q and k, as :func:`npu_rope.apply_`."""
+    return _simulate((q, k, cos, sin, q, k), soc, events, threads, {**options})
