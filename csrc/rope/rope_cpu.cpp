@@ -11,8 +11,8 @@
 namespace npu_rope {
 namespace {
 
-constexpr int64_t kParallelBytes = 100 * 1024;     // below, waking the threads costs more
-constexpr int64_t kBytesPerThread = 50 * 1024;     // at least
+constexpr int64_t kParallelBytes = 100 * 1024;        // below, waking the threads costs more
+constexpr int64_t kBytesPerThread = 50 * 1024;        // at least
 constexpr int64_t kPrefetchBytes = 10 * 1024 * 1024;  // above, the caches do not hold it
 
 /// What torch itself found; ATEN_CPU_CAPABILITY narrows it.

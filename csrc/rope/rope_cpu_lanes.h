@@ -171,8 +171,8 @@ ROPE_INLINE U round_to_bf16(U bits) {
 
 // For one dtype: Compute is what it is rotated in. load() brings 2 * N elements as lanes, in order,
 // or dealt (kDealt: the even elements in a, the odd ones in b); store() rounds and takes them
-// back; rounded() is what store() and load() would make of the lanes. read() and write() do the same
-// for one element.
+// back; rounded() is what store() and load() would make of the lanes. read() and write() do the
+// same for one element.
 
 template <class E>
 struct Native {
@@ -274,7 +274,9 @@ struct Float16 {
   using Compute = float;
   static constexpr bool kDealt = false;
 
-  static ROPE_INLINE float read(const Element* p) { return half_bits_to_float<float>(uint32_t{*p}); }
+  static ROPE_INLINE float read(const Element* p) {
+    return half_bits_to_float<float>(uint32_t{*p});
+  }
   static ROPE_INLINE void write(Element* p, float value) {
     *p = static_cast<Element>(float_to_half_bits<float, uint32_t>(value));
   }

@@ -80,8 +80,8 @@ struct Rotation {
     ROPE_ISA::for_each_step<kLanes, kNarrowest>(pairs, f);
   }
 
-  // Interleaved pairs as T::load gives them <-> the first partners in a, the second ones in b. Where
-  // the order stays, the table's lanes follow theirs (as_rotated).
+  // Interleaved pairs as T::load gives them <-> the first partners in a, the second ones in b.
+  // Where the order stays, the table's lanes follow theirs (as_rotated).
 
   template <int N>
   static ROPE_INLINE Two<Compute, N> to_pairs(Two<Compute, N> loaded) {
@@ -109,8 +109,7 @@ struct Rotation {
                                        int64_t y_stride, int64_t heads, int64_t pairs,
                                        const Compute* table, int64_t ahead) {
     for_each_step(pairs, [&](auto lanes, int64_t first) {
-      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first,
-                  ahead);
+      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first, ahead);
     });
   }
 
@@ -325,7 +324,8 @@ struct Rotation {
                      const RopeRange& range) {
     alignas(kLineBytes) Compute tables[kTableBytes / sizeof(Compute)];
     const int64_t table_size = 2 * geometry.rotary_dim;
-    int64_t block = kTableBytes / static_cast<int64_t>(sizeof(Compute)) / (table_size + (table_size == 0));
+    int64_t block =
+        kTableBytes / static_cast<int64_t>(sizeof(Compute)) / (table_size + (table_size == 0));
     if (block > kBlockTokens) block = kBlockTokens;
     if (block < 1) block = 1;
     for (int64_t token = range.token_begin; token < range.token_end; token += block) {

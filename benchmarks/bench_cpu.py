@@ -1,0 +1,324 @@
+"""The CPU kernel against the memory's own limit, an empty operator, and other people's ways.
+
+    python benchmarks/bench_cpu.py [--threads 1 2] [--dtypes bfloat16 float16] [--shapes dec64 ...]
+                                   [--styles half interleaved] [--rounds N] [--no-peers] [--quick]
+
+The limit is a read-modify-write pass over q and k and one read of the tables, in C++, with the same
+threads and through the same dispatcher (the better of two, with and without software prefetch).
+Ratios leave out what a call of an operator that does nothing costs, so they compare the work
+alone; µs include it. Everything is checked before it is timed; competitors take turns, so that a
+noisy machine is noisy for all; the time is the best round's. GB/s counts q and k twice and the
+tables once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+# Before torch is imported: a thread that moves between cores loses its caches.
+os.environ.setdefault("OMP_PROC_BIND", "true")
+os.environ.setdefault("OMP_PLACES", "cores")
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import npu_rope
+import npu_rope.reference
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+# (tokens, q heads, k heads, head_dim): Qwen2.5-72B's decode and prefill, Qwen2.5-VL's vision tower.
+SHAPES = {
+    "dec1": (1, 64, 8, 128),
+    "dec8": (8, 64, 8, 128),
+    "dec64": (64, 64, 8, 128),
+    "dec256": (256, 64, 8, 128),
+    "vis4096": (4096, 16, 16, 80),
+    "vis16384": (16384, 16, 16, 80),
+    "prefill": (4096, 64, 8, 128),
+}
+DRAM_SHAPES = ("vis4096", "vis16384", "prefill")
+BEYOND_CACHE = 256 << 20  # bytes: the traffic of a turn over all sets of buffers, for DRAM shapes
+ROUND_SECONDS = 0.002  # one competitor's turn, at least
+DECODE_LIMIT, CLONE_LIMIT = 1.6, 1.2
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Rope:
+    """One rotation's tensors, q and k perhaps slices of one packed QKV."""
+
+    q: Tensor
+    k: Tensor
+    cos: Tensor
+    sin: Tensor
+    options: dict[str, bool]
+
+    @property
+    def bytes(self) -> int:
+        rows, tables = self.q.nbytes + self.k.nbytes, self.cos.nbytes + self.sin.nbytes
+        return 2 * rows + tables
+
+    def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.cos, self.sin
+
+
+def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Rope:
+    tokens, q_heads, k_heads, dim = SHAPES[shape]
+    qkv = torch.randn(tokens, q_heads + 2 * k_heads, dim).to(dtype)
+    q, k = qkv[:, :q_heads], qkv[:, q_heads : q_heads + k_heads]
+    if not packed:
+        q, k = q.contiguous(), k.contiguous()
+    inverse = 1e6 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * inverse
+    interleaved = style == "interleaved"
+    full = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
+    return Rope(q, k, full.cos().float(), full.sin().float(), {"interleaved": interleaved})
+
+
+# The peers, for half style.
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+def hugging_face(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As its models do: tables cast to q's dtype, arithmetic in it."""
+    cos, sin = cos.to(q.dtype).unsqueeze(1), sin.to(q.dtype).unsqueeze(1)
+    return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+
+
+def lmdeploy(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As its default backend does beside fp32 tables: promoted to fp32, written back in place."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    q.copy_(q * cos + rotate_half(q) * sin)
+    k.copy_(k * cos + rotate_half(k) * sin)
+    return q, k
+
+
+# Timing.
+
+
+@dataclass
+class Timer:
+    """Competitors that take turns; each has one call for each set of buffers."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+
+    def add(self, name: str, calls: list[Call]) -> None:
+        self.calls[name] = calls
+
+    def best(self, rounds: int) -> dict[str, float]:
+        """µs of a call in the best round. What is slow anyway (a peer) gets fewer rounds."""
+        repeats = {name: self.repeats(calls) for name, calls in self.calls.items()}
+        best = dict.fromkeys(self.calls, float("inf"))
+        spent = dict.fromkeys(self.calls, 0.0)
+        for turn in range(rounds):
+            for name, calls in self.calls.items():
+                if turn >= 3 and spent[name] > 3.0:
+                    continue
+                for call in calls:
+                    start = time.perf_counter()
+                    for _ in range(repeats[name]):
+                        call()
+                    seconds = time.perf_counter() - start
+                    spent[name] += seconds
+                    best[name] = min(best[name], seconds / repeats[name] * 1e6)
+        return best
+
+    @staticmethod
+    def repeats(calls: list[Call]) -> int:
+        for call in calls:  # warms up
+            call()
+        if len(calls) > 1:  # a repetition would find its buffers in the cache
+            return 1
+        start = time.perf_counter()
+        calls[0]()
+        return max(1, round(ROUND_SECONDS / max(time.perf_counter() - start, 1e-7)))
+
+
+@dataclass
+class Row:
+    what: str
+    name: str
+    threads: int
+    us: float
+    gbs: float | None = None
+    ratio: float | None = None
+    target: str = ""
+    met: bool | None = None
+
+    def __str__(self) -> str:
+        gbs = f"{self.gbs:7.1f}" if self.gbs else " " * 7
+        ratio = f"{self.ratio:6.2f}" if self.ratio else " " * 6
+        met = "" if self.met is None else "met" if self.met else "MISSED"
+        columns = f"{self.what:42} {self.threads} {self.name:26} {self.us:10.2f} {gbs} {ratio}"
+        return f"{columns}  {self.target:16} {met}".rstrip()
+
+
+HEADER = f"{'case':42} T {'competitor':26} {'µs':>10} {'GB/s':>7} {'ratio':>6}  target"
+
+
+def in_place_target(shape: str, dtype: torch.dtype, threads: int) -> float | None:
+    if shape in DRAM_SHAPES:
+        if dtype == torch.float32:
+            return None
+        return {1: 0.9, 2: 0.95}.get(threads)
+    if dtype == torch.bfloat16 and threads == 2:
+        return {"dec64": 0.4, "dec256": 0.6}.get(shape)
+    return None
+
+
+def check(rope: Rope) -> None:
+    """Bit for bit, in place and not, before anything is timed."""
+    want = npu_rope.reference.apply(*rope.args(), **rope.options)
+    got = torch.ops.npu_rope.apply(*rope.args(), **rope.options)
+    copy = Rope(rope.q.clone(), rope.k.clone(), rope.cos, rope.sin, rope.options)
+    torch.ops.npu_rope.apply_(*copy.args(), **copy.options)
+    for result, expected in zip((*got, copy.q, copy.k), (*want, *want), strict=True):
+        if not torch.equal(result, expected):
+            raise SystemExit(f"wrong result for {tuple(rope.q.shape)} {rope.q.dtype}")
+
+
+def check_peer(name: str, peer: Callable[..., tuple[Tensor, Tensor]], rope: Rope) -> None:
+    got = peer(rope.q.clone(), rope.k.clone(), rope.cos, rope.sin)
+    want = npu_rope.reference.apply(*rope.args(), **rope.options)
+    for result, expected in zip(got, want, strict=True):
+        # Peers round elsewhere: four times to 8 bits (bf16) at values below 8.
+        torch.testing.assert_close(result.float(), expected.float(), atol=0.13, rtol=0, msg=name)
+
+
+def in_place_rows(
+    shape: str, dtype: torch.dtype, style: str, packed: bool, threads: int, args: argparse.Namespace
+) -> Iterator[Row]:
+    ropes = [make_rope(shape, dtype, style, packed)]
+    check(ropes[0])
+    if shape in DRAM_SHAPES:
+        sets = 1 + BEYOND_CACHE // ropes[0].bytes
+        ropes += [make_rope(shape, dtype, style, packed) for _ in range(sets - 1)]
+    rmw, apply_ = torch.ops.npu_rope_bench.read_modify_write, torch.ops.npu_rope.apply_
+    empty_ = torch.ops.npu_rope_bench.empty_
+    timer = Timer()
+    timer.add("empty_", [lambda r=r: empty_(*r.args(), **r.options) for r in ropes])
+    timer.add("read-modify-write", [lambda r=r: rmw(*r.args(), 0) for r in ropes])
+    timer.add("read-modify-write, ahead", [lambda r=r: rmw(*r.args(), 4096) for r in ropes])
+    timer.add("npu_rope.apply_", [lambda r=r: apply_(*r.args(), **r.options) for r in ropes])
+    if args.peers and style == "half" and not packed:
+        peers = {"Hugging Face": hugging_face, "LMDeploy": lmdeploy}
+        if not args.quick:
+            torch.compiler.reset()
+            peers["Hugging Face, compiled"] = torch.compile(hugging_face)
+        for name, peer in peers.items():
+            check_peer(name, peer, ropes[0])
+            timer.add(name, [lambda r=r, peer=peer: peer(*r.args()) for r in ropes])
+    best = timer.best(args.rounds)
+    call = best.pop("empty_")
+    limit = min(us for name, us in best.items() if name.startswith("read-modify-write")) - call
+    what = f"{shape} {str(dtype)[6:]} {style}{' packed' if packed else ''}"
+    for name, us in best.items():
+        target = in_place_target(shape, dtype, threads) if name == "npu_rope.apply_" else None
+        ratio = limit / (us - call)
+        yield Row(
+            what, name, threads, us, ropes[0].bytes / us / 1e3, ratio,
+            f">= {target} of RMW" if target else "", ratio >= target if target else None,
+        )  # fmt: skip
+
+
+def out_of_place_rows(
+    shape: str, dtype: torch.dtype, threads: int, args: argparse.Namespace
+) -> Iterator[Row]:
+    rope = make_rope(shape, dtype, "half", packed=False)
+    ops = torch.ops.npu_rope
+
+    def clone_and_apply_() -> tuple[Tensor, Tensor]:
+        q, k = rope.q.clone(), rope.k.clone()
+        ops.apply_(q, k, rope.cos, rope.sin)
+        return q, k
+
+    timer = Timer()
+    timer.add("clone + npu_rope.apply_", [clone_and_apply_])
+    timer.add("npu_rope.apply", [lambda: ops.apply(*rope.args())])
+    best = timer.best(args.rounds)
+    what = f"{shape} {str(dtype)[6:]} out of place"
+    clone, own = best["clone + npu_rope.apply_"], best["npu_rope.apply"]
+    yield Row(what, "clone + npu_rope.apply_", threads, clone, rope.bytes / clone / 1e3, 1.0)
+    yield Row(
+        what, "npu_rope.apply", threads, own, rope.bytes / own / 1e3, own / clone,
+        f"<= {CLONE_LIMIT} of clone", own <= CLONE_LIMIT * clone,
+    )  # fmt: skip
+
+
+def call_rows(threads: int, args: argparse.Namespace) -> Iterator[Row]:
+    rope = make_rope("dec1", torch.bfloat16, "half", packed=False)
+    ops, bench = torch.ops.npu_rope, torch.ops.npu_rope_bench
+    timer = Timer()
+    for name, op in (("empty_", bench.empty_), ("npu_rope.apply_", ops.apply_),
+                     ("empty", bench.empty), ("npu_rope.apply", ops.apply)):  # fmt: skip
+        timer.add(name, [lambda op=op: op(*rope.args())])
+    best = timer.best(args.rounds)
+    for own, empty in (("npu_rope.apply_", "empty_"), ("npu_rope.apply", "empty")):
+        ratio = best[own] / best[empty]
+        yield Row("call of dec1 bfloat16", f"{empty} (does nothing)", threads, best[empty])
+        yield Row(
+            "call of dec1 bfloat16", own, threads, best[own], None, ratio,
+            f"<= {DECODE_LIMIT} of empty", ratio <= DECODE_LIMIT,
+        )  # fmt: skip
+
+
+def all_rows(args: argparse.Namespace) -> Iterator[Row]:
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        yield from call_rows(threads, args)
+        for shape in args.shapes:
+            for dtype in (getattr(torch, name) for name in args.dtypes):
+                for style in args.styles:
+                    for packed in (False, True) if shape in DRAM_SHAPES else (False,):
+                        yield from in_place_rows(shape, dtype, style, packed, threads, args)
+                yield from out_of_place_rows(shape, dtype, threads, args)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--styles", nargs="+", default=["half", "interleaved"])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds = min(args.rounds, 10)
+
+    print("compiling the baselines ...", flush=True)
+    cpp_extension.load(
+        "npu_rope_bench",
+        [str(Path(__file__).with_name("bench_cpu_baselines.cpp"))],
+        # OpenMP's calls are resolved from torch's own library, so it is not linked here.
+        extra_cflags=["-O3", "-march=native", "-fopenmp"],
+        is_python_module=False,
+    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {capability}, {os.cpu_count()} CPUs")
+    rows = []
+    with torch.no_grad():
+        for row in all_rows(args):
+            print(row, flush=True)  # progress
+            rows.append(row)
+
+    print(f"\n{HEADER}")
+    for row in rows:
+        print(row)
+    targets = [row for row in rows if row.met is not None]
+    print(f"\n{sum(bool(row.met) for row in targets)} of {len(targets)} targets met")
+
+
+if __name__ == "__main__":
+    main()
