@@ -144,8 +144,8 @@ def simulator(request: pytest.FixtureRequest) -> Simulator:
 
 # ------------------------------------------------------------------------------------- refusals
 
-# What each kernel of faults.cpp is refused for. Names of instructions and what was expected are part
-# of the message, and so is the place in the source.
+# What each kernel of faults.cpp is refused for. The message names the instruction, the place in the
+# source, what was expected and what came.
 REFUSALS = {
     "more UB than usable": rf"InitBuffer: .* 188192 bytes, expected at most {USABLE_UB}",
     "more UB than usable in parts": rf"InitBuffer: .* 200032 bytes, expected at most {USABLE_UB}",
@@ -163,19 +163,19 @@ REFUSALS = {
     "read of padding": r"Mul: src0 reads UB byte 28 .* never written",
     "store of unwritten UB": r"DataCopy: src reads UB byte 764 .* never written",
     "GetValue of unwritten UB": r"GetValue: src reads UB byte 12 .* never written",
-    "GM read one byte beyond": r"DataCopyPad: touches bytes \[0, 257\) of GM region 0, .* 256 bytes",
+    "GM read one byte beyond": r"DataCopyPad: touches bytes \[0, 257\) of GM region 0, .* 256",
     "GM write one byte beyond": r"DataCopyPad: touches bytes \[1, 257\) of GM region 1, .* 256",
     "GM read before the region": r"DataCopy: touches bytes \[-4, 252\) of GM region 0",
-    "GM address of nothing": r"DataCopy: touches 256 bytes of GM at 0x0, expected an address inside",
+    "GM address of nothing": r"DataCopy: touches 256 bytes of GM at 0x0, expected an address",
     "write to an input": r"DataCopy: writes GM region 0 .* read-only",
     "GM address misaligned for DataCopy": r"DataCopy: the GM address is not a multiple of 4 bytes",
     "two cores write one byte": r"DataCopyPad of core 0 .* writes a byte of GM that DataCopyPad of "
     r"core 1 .* writes too",
-    "a core reads what another writes": r"DataCopy of core 0 .* writes a byte of GM that DataCopy of "
-    r"core 1 .* reads too",
+    "a core reads what another writes": r"DataCopy of core 0 .* writes a byte of GM that DataCopy "
+    r"of core 1 .* reads too",
     "GM read after write without order": r"reads a byte of GM that .* writes, .*MTE3_MTE2>",
     "GM write after read without order": r"writes a byte of GM that .* reads, .*MTE2_MTE3>",
-    "GM written twice without order": r"writes a byte of GM that .* writes, .* PipeBarrier<PIPE_MTE3>",
+    "GM written twice without order": r"writes a byte of GM that .* writes, .*<PIPE_MTE3>",
     "repeat 256": r"Mul: repeatTime is 256, expected 1 to 255",
     "repeat 256 in a uint8_t": r"Mul: repeatTime is 0, expected 1 to 255",
     "mask 0": r"Mul: mask is 0, expected 1 to 64",
@@ -189,7 +189,7 @@ REFUSALS = {
     "Copy repeat stride 4096": r"Copy: dstRepeatSize is 4096, expected 0 to 4095",
     "block count 4096": r"DataCopyPad: blockCount is 4096, expected 0 to 4095",
     "block length 2097152": r"DataCopyPad: blockLen is 2097152, expected 0 to 2097151",
-    "block length of half an element": r"DataCopyPad: blockLen is 6 bytes, expected a multiple of 4",
+    "block length of half an element": r"DataCopyPad: blockLen is 6 bytes, .* multiple of 4",
     "padding of more than 32 bytes": r"DataCopyPad: rightPadding is 9, expected 0 to 8",
     "padding value of 8-byte elements": r"DataCopyPad: paddingValue is not 0, expected 0",
     "GM stride beyond 32 bits": r"DataCopyPad: srcStride is 4294967296, expected 0 to 4294967295",
@@ -225,6 +225,8 @@ REFUSALS = {
     "flag waited for by another id": r"WaitFlag: waits for event MTE2_V 1, which nothing",
     "flag set twice": r"SetFlag: event MTE2_V 0 is set again before anyone waited",
     "reserved event id": r"SetFlag: event id is 6, expected 0 to 5",
+    "two cores at fault, the lower one later": r"^core 0, .* SetFlag: event id is 8",
+    "two cores at fault, the higher one later": r"^core 0, .* SetFlag: event id is 8",
     "event id 8": r"SetFlag: event id is 8, expected 0 to 5",
     "release of an event id never allocated": r"ReleaseEventID: id 0 .* is not allocated",
     "no order MTE2 to V": r"Mul: src0 reads UB 0x0, which DataCopy .* MTE2 .* writes, .*MTE2_V>",
@@ -234,17 +236,19 @@ REFUSALS = {
     "barrier of one pipe only": r"DataCopy: src reads UB 0x200, which Mul .* writes, .*V_MTE3>",
     "no order V to MTE2": r"DataCopy: dst writes UB 0x0, which Mul .* reads, .*V_MTE2>",
     "no order MTE3 to V": r"Mul: dst writes UB 0x200, which DataCopy .* reads, .*MTE3_V>",
-    "no order MTE3 to MTE2": r"DataCopy: dst writes UB 0x200, which DataCopy .* reads, .*MTE3_MTE2>",
+    "no order MTE3 to MTE2": r"DataCopy: dst writes UB 0x200, which DataCopy .*, .*MTE3_MTE2>",
     "no order MTE2 to MTE3": r"DataCopy: src reads UB 0x0, which DataCopy .* writes, .*MTE2_MTE3>",
     "two loads of one place": r"DataCopy: dst writes UB 0x0, .* writes, .* PipeBarrier<PIPE_MTE2>",
-    "SetValue before a load, no auto sync": r"DataCopy: dst writes UB 0x0, which SetValue .*S_MTE2>",
+    "SetValue before a load, no auto sync": r"DataCopy: dst writes UB 0x0, .* SetValue .*S_MTE2>",
     "V after V, no auto sync": r"Muls: src reads UB 0x200, which Mul .* PipeBarrier<PIPE_V>",
     "ASSERT": r"ASSERT: failed: GetBlockNum\(\) == 0",
 }
 FIRST_LINE = re.compile(r"^(core \d+(:|, faults\.cpp:\d+, )|.* of core \d+ \(faults\.cpp:\d+)")
 
 
-def launch_fault(simulator: Simulator, name: str, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def launch_fault(
+    simulator: Simulator, name: str, **options: bool | int
+) -> tuple[np.ndarray, np.ndarray]:
     cores = 2 if "core" in name else 1
     x = np.arange(64 * cores, dtype=np.float32)
     y = np.zeros_like(x)
@@ -282,6 +286,13 @@ def test_right_kernels_run(simulator: Simulator, auto_sync: bool, record_events:
         assert np.array_equal(y, x * x), name
 
 
+def test_memory_that_is_input_and_output(simulator: Simulator) -> None:
+    x = np.arange(64, dtype=np.float32)
+    expected = x * x
+    simulator.launch("right: in place", [x, x], {1})
+    assert np.array_equal(x, expected)
+
+
 def test_only_the_simulated_architecture(simulator: Simulator) -> None:
     with pytest.raises(Refused, match="NPU architecture 2002, expected 2201"):
         launch_fault(simulator, "right", arch=2002)
@@ -303,7 +314,7 @@ def test_lowest_core_is_reported(simulator: Simulator) -> None:
     x = np.zeros(64 * 16, np.float32)  # y holds the results of the first three cores only
     for threads in (1, 2, 5):
         y = np.zeros(64 * 3, np.float32)
-        with pytest.raises(Refused, match="^core 3, "):
+        with pytest.raises(Refused, match=r"^core 3, "):
             simulator.launch("right", [x, y], {1}, block_dim=16, threads=threads)
 
 
@@ -328,26 +339,18 @@ COMPILE_REFUSALS = {
 }
 
 
-def compiles(body: str) -> subprocess.CompletedProcess:
-    source = f'#include "kernel_operator.h"\nusing namespace AscendC;\nvoid f() {{ {body} }}\n'
-    return subprocess.run(
-        [COMPILER, *FLAGS, "-fsyntax-only", "-xc++", "-"],
-        input=source,
-        text=True,
-        capture_output=True,
-    )
-
-
 def test_compile_refusals() -> None:
+    """One compilation: an error points at the line of each case, and at no line that is right."""
     right = "LocalTensor<half> a; LocalTensor<float> b; Mul(a, a, a, 16); Mul(b, b, b, 8);"
-    assert compiles(right).returncode == 0
-    with ThreadPoolExecutor(2) as pool:
-        for name, result in zip(
-            COMPILE_REFUSALS, pool.map(compiles, COMPILE_REFUSALS.values()), strict=True
-        ):
-            assert result.returncode != 0, name
-            reasons = "static assertion failed|is not a member|static_assert"
-            assert re.search(reasons, result.stderr), (name, result.stderr)
+    bodies = [right, *COMPILE_REFUSALS.values(), right]
+    lines = ['#include "kernel_operator.h"', "using namespace AscendC;"]
+    lines += [f"void f{i}() {{ {body} }}" for i, body in enumerate(bodies)]
+    command = [COMPILER, *FLAGS, "-fsyntax-only", "-xc++", "-"]
+    result = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True)
+    blamed = {int(line) for line in re.findall(r"^<stdin>:(\d+):", result.stderr, re.M)}
+    assert blamed == set(range(4, 4 + len(COMPILE_REFUSALS))), result.stderr
+    reasons = "static assertion failed|static_assert|is not a member|no matching function"
+    assert len(re.findall(reasons, result.stderr)) >= len(COMPILE_REFUSALS)
 
 
 # ------------------------------------------------------------------------------------- samples
@@ -547,43 +550,33 @@ def form_params(form: str, case: dict[str, Any]) -> InstructionParams:
     return params
 
 
-@pytest.mark.parametrize("form, case", FORM_CASES)
-@pytest.mark.parametrize(
-    "api, dtype",
-    [
-        ("Add", 0),
-        ("Add", 2),
-        ("Sub", 0),
-        ("Sub", 2),
-        ("Mul", 0),
-        ("Mul", 2),
-        ("And", 3),
-        ("And", 4),
-        ("Or", 4),
-        ("Adds", 0),
-        ("Adds", 2),
-        ("Muls", 0),
-        ("Muls", 2),
-        ("ShiftLeft", 3),
-        ("ShiftLeft", 4),
-        ("ShiftLeft", 6),
-        ("ShiftRight", 5),
-        ("ShiftRight", 6),
-        ("ShiftRight", 3),
-        ("Not", 3),
-        ("Not", 4),
-        ("Copy", 0),
-        ("Copy", 2),
-        ("Copy", 5),
-        ("Duplicate", 2),
-        ("Duplicate", 3),
-    ],  # fmt: skip
-)
+INSTRUCTIONS = {
+    "Add": (0, 2),
+    "Sub": (0, 2),
+    "Mul": (0, 2),
+    "And": (3, 4),
+    "Or": (3, 4),
+    "Adds": (0, 2),
+    "Muls": (0, 2),
+    "ShiftLeft": (3, 4, 6),
+    "ShiftRight": (3, 5, 6),
+    "Not": (3, 4),
+    "Copy": (0, 2, 5),
+    "Duplicate": (2, 3),
+}
+INSTRUCTION_CASES = [
+    (api, dtype, form, case)
+    for api, dtypes in INSTRUCTIONS.items()
+    for dtype in dtypes
+    for form, case in FORM_CASES
+    if api != "Copy" or form in ("mask", "bits")  # Copy has no other forms
+]
+
+
+@pytest.mark.parametrize("api, dtype, form, case", INSTRUCTION_CASES)
 def test_instruction(
     simulator: Simulator, api: str, dtype: int, form: str, case: dict[str, Any]
 ) -> None:
-    if api == "Copy" and form in ("count", "counter"):
-        pytest.skip("Copy has no such form")
     params = form_params(form, case)
     params.api, params.dtype, params.scalar = APIS.index(api), dtype, 3.0
     kind = np.dtype(DTYPES[dtype])
@@ -620,8 +613,7 @@ def test_instruction(
 
 def test_accumulation_over_repeats(simulator: Simulator) -> None:
     """dst and src1 may be one place with repeat stride 0: the documented exception."""
-    # y is operand and result at once only where its image is; so sum the repeats of x0 into x1's place
-    # by way of broadcasting: dst repeat stride 0 keeps the last repeat.
+    # dst repeat stride 0 keeps the last repeat.
     params = form_params("mask", dict(repeats=4, mask=(64, 0), strides=(0, 8, 0)))
     params.api, params.dtype = APIS.index("Add"), 2
     rng = np.random.default_rng(0)
@@ -736,7 +728,7 @@ def cast(
 
 
 def float32_samples() -> np.ndarray:
-    """Random bits, and everything near the edges of the 16-bit formats: ties, subnormals, overflow."""
+    """Random bits, and what is near the edges of the 16-bit formats: ties, subnormals, overflow."""
     rng = np.random.default_rng(11)
     bits = [rng.integers(0, 2**32, 60_000, np.uint32)]
     for exponent in (*range(0, 4), *range(95, 105), *range(110, 118), 125, 126, 127, 140, 141, 142,
@@ -948,9 +940,9 @@ def official_signatures(request: pytest.FixtureRequest) -> dict[str, set[Signatu
     """From the docstrings of pyasc. They are read from the wheel, which is never installed."""
     folder = Path(request.config.cache.mkdir("pyasc"))
     if not list(folder.glob("pyasc-1.1.1-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder),
-                   "--only-binary=:all:", "--python-version=3.11", "--implementation=cp",
-                   "--platform=manylinux_2_31_x86_64", "pyasc==1.1.1"]  # fmt: skip
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version=3.11", "--implementation=cp"]
+        command += ["--platform=manylinux_2_31_x86_64", f"--dest={folder}", "pyasc==1.1.1"]
         if subprocess.run(command, capture_output=True).returncode != 0:
             pytest.skip("pyasc 1.1.1 cannot be downloaded")
     with zipfile.ZipFile(next(folder.glob("pyasc-1.1.1-*.whl"))) as wheel:

@@ -615,6 +615,18 @@ const std::map<std::string, Kernel>& kernels() {
          SetFlag<HardEvent::MTE2_V>(EVENT_ID0);
        }},
       {"reserved event id", [](GM_ADDR, GM_ADDR) { SetFlag<HardEvent::MTE2_V>(EVENT_ID6); }},
+      {"two cores at fault, the lower one later",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         for (int i = 0; i < 20000 && GetBlockIdx() == 0; ++i) Duplicate(k.b, 1.0f, kCount);
+         SetFlag<HardEvent::MTE2_V>(8);
+       }},
+      {"two cores at fault, the higher one later",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         for (int i = 0; i < 50000 + 50000 * GetBlockIdx(); ++i) Duplicate(k.b, 1.0f, kCount);
+         SetFlag<HardEvent::MTE2_V>(8);
+       }},
       {"event id 8", [](GM_ADDR, GM_ADDR) { SetFlag<HardEvent::MTE2_V>(8); }},
       {"release of an event id never allocated",
        [](GM_ADDR, GM_ADDR) {

@@ -16,7 +16,7 @@ struct CastParams {
   float scale;
 };
 
-/// One instruction on UB images of x0, x1 and y, see instructions.cpp.
+/// One instruction on UB images of x0, x1 and y, see any_instruction.cpp.
 struct InstructionParams {
   int32_t api, dtype, form;  // indices of the names in harness.cpp
   int32_t mode;              // RoundMode of Cast

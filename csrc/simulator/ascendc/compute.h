@@ -114,9 +114,6 @@ void compute_binary(Core& core, const VectorCall& call, F f) {
   });
 }
 
-template <typename T>
-constexpr bool kMayAccumulate = one_of<T, half, int32_t, float>();
-
 template <typename T, bool kSetMask, typename Mask, typename F>
 void binary(const char* api, Where where, const LocalTensor<T>& dst, const LocalTensor<T>& src0,
             const LocalTensor<T>& src1, Mask mask, int64_t repeats, const BinaryRepeatParams& p,

@@ -119,9 +119,6 @@ void Core::set_mask_prefix(const char* api, Where where, int64_t count, uint32_t
 
 void Core::set_mask_array(const char* api, Where where, const uint64_t* mask,
                           uint32_t element_bytes) {
-  if (!counter_mode_ && mask[0] == 0 && mask[1] == 0) {
-    fail(api, where, "mask is 0, expected at least one bit set");
-  }
   if (element_bytes >= 4 && mask[1] != 0) {
     fail(api, where,
          text("mask[1] is ", hex(mask[1]),

@@ -191,17 +191,21 @@ const GmRegion& Core::check_gm(const Transfer& transfer, bool write) const {
   const int64_t span = (transfer.blocks - 1) * transfer.gm_pitch + transfer.block_bytes;
   const auto begin = reinterpret_cast<intptr_t>(transfer.gm);
   const GmRegion* nearest = nullptr;
+  const GmRegion* read_only = nullptr;
   for (const GmRegion& region : launch_.regions) {
     const auto data = reinterpret_cast<intptr_t>(region.data);
     if (begin >= data && begin + span <= data + region.bytes) {
-      if (write && region.read_only) {
-        fail(transfer.api, transfer.where,
-             text("writes GM region ", &region - launch_.regions.data(), " at byte ", begin - data,
-                  ", which is read-only: expected an output"));
-      }
-      return region;
+      // The same memory may be there as an input and as an output: what is done in place.
+      if (!write || !region.read_only) return region;
+      read_only = &region;
     }
     if (begin + span > data && begin < data + region.bytes) nearest = &region;
+  }
+  if (read_only) {
+    fail(transfer.api, transfer.where,
+         text("writes GM region ", read_only - launch_.regions.data(), " at byte ",
+              begin - reinterpret_cast<intptr_t>(read_only->data),
+              ", which is read-only: expected an output"));
   }
   if (nearest) {
     const int64_t offset = begin - reinterpret_cast<intptr_t>(nearest->data);
