@@ -24,6 +24,7 @@
 // tables share the first 64 KB, at opposite 256-byte parity; the products and (for 16-bit types)
 // the ring lie beyond, so that no instruction reads and writes one bank or reads one group twice.
 #include "kernel_operator.h"
+#include "rope_pairs.h"
 #include "rope_params.h"
 
 namespace npu_rope {
@@ -65,17 +66,17 @@ struct Axis {
   int64_t count, stride;
 };
 
-template <typename T, typename Table, bool kSplit, bool kJoin>
+/// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs.
+template <typename T, bool kSplit, bool kJoin>
 class RopeKernel {
   using Bits = typename BitsOf<T>::Type;
-  using TableBits = typename BitsOf<Table>::Type;
   static constexpr bool kFloat = Same<T, float>::value;
   static constexpr int32_t kBlock = kBlockBytes / sizeof(T);  // elements
-  static constexpr int32_t kTableBlock = kBlockBytes / sizeof(Table);
   static constexpr int32_t kFloatBlock = kBlockBytes / sizeof(float);
 
  public:
-  __aicore__ inline explicit RopeKernel(const RopeParams& params) : p_(params) {}
+  __aicore__ inline RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
+      : p_(params), pipe_(pipe) {}
 
   __aicore__ inline void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
                               GM_ADDR k_out) {
@@ -83,8 +84,8 @@ class RopeKernel {
     in_[1].SetGlobalBuffer(reinterpret_cast<__gm__ Bits*>(k));
     out_[0].SetGlobalBuffer(reinterpret_cast<__gm__ Bits*>(q_out));
     out_[1].SetGlobalBuffer(reinterpret_cast<__gm__ Bits*>(k_out));
-    table_in_[0].SetGlobalBuffer(reinterpret_cast<__gm__ TableBits*>(cos));
-    table_in_[1].SetGlobalBuffer(reinterpret_cast<__gm__ TableBits*>(sin));
+    table_in_[0] = cos;
+    table_in_[1] = sin;
 
     // Buffers come one after another from address 0: the order is the bank layout.
     if constexpr (kFloat) {
@@ -97,8 +98,8 @@ class RopeKernel {
     tables_[0] = table_buffer_.template Get<float>()[kRepeatFloats];
     tables_[1] = tables_[0][p_.table_bytes / sizeof(float)];
     pipe_.InitBuffer(raw_buffer_, 2 * p_.raw_bytes);
-    raw_[0] = raw_buffer_.template Get<TableBits>();
-    raw_[1] = raw_[0][p_.raw_bytes / sizeof(Table)];
+    raw_[0] = raw_buffer_.template Get<uint8_t>();
+    raw_[1] = raw_[0][p_.raw_bytes];
     if (p_.gap_bytes > 0) pipe_.InitBuffer(gap_buffer_, p_.gap_bytes);
     pipe_.InitBuffer(cos_product_buffer_, p_.product_bytes);
     pipe_.InitBuffer(sin_product_buffer_, p_.product_bytes + p_.sin_shift);
@@ -106,18 +107,19 @@ class RopeKernel {
     sin_product_ = sin_product_buffer_.template Get<float>()[p_.sin_shift / sizeof(float)];
     if constexpr (!kFloat) InitRing();
 
-    tables_loaded_ = pipe_.template AllocEventID<HardEvent::MTE2_V>();
-    tables_free_ = pipe_.template AllocEventID<HardEvent::V_MTE2>();
+    tables_loaded_ = pipe_.AllocEventID<HardEvent::MTE2_V>();
+    tables_free_ = pipe_.AllocEventID<HardEvent::V_MTE2>();
     for (int32_t i = 0; i < kRing; ++i) {
-      loaded_[i] = pipe_.template AllocEventID<HardEvent::MTE2_V>();
-      rotated_[i] = pipe_.template AllocEventID<HardEvent::V_MTE3>();
-      stored_[i] = pipe_.template AllocEventID<HardEvent::MTE3_MTE2>();
+      loaded_[i] = pipe_.AllocEventID<HardEvent::MTE2_V>();
+      rotated_[i] = pipe_.AllocEventID<HardEvent::V_MTE3>();
+      stored_[i] = pipe_.AllocEventID<HardEvent::MTE3_MTE2>();
     }
   }
 
   __aicore__ inline void Process() {
     if (2 * Lanes() > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
-      AscendC::Duplicate(tables_[0], 0.0f, static_cast<int32_t>(2 * p_.table_bytes / sizeof(float)));
+      AscendC::Duplicate(tables_[0], 0.0f,
+                         static_cast<int32_t>(2 * p_.table_bytes / sizeof(float)));
       AscendC::PipeBarrier<PIPE_V>();
     }
     AscendC::SetFlag<HardEvent::V_MTE2>(tables_free_);
@@ -131,7 +133,11 @@ class RopeKernel {
     while (more) {
       box = next;
       const int32_t next_slot = slot + 1 == kRing ? 0 : slot + 1;
-      if (box.starts_tile) PrepareTables(box);
+      if (box.starts_tile) {
+        if (p_.table_dtype == kTableFloat16) PrepareTables<half>(box);
+        if (p_.table_dtype == kTableBFloat16) PrepareTables<bfloat16_t>(box);
+        if (p_.table_dtype == kTableFloat32) PrepareTables<float>(box);
+      }
       more = walk.Next(next);
       if (more) Load(next, next_slot);
       AscendC::WaitFlag<HardEvent::MTE2_V>(loaded_[slot]);
@@ -144,13 +150,13 @@ class RopeKernel {
     }
 
     AscendC::WaitFlag<HardEvent::V_MTE2>(tables_free_);
-    pipe_.template ReleaseEventID<HardEvent::MTE2_V>(tables_loaded_);
-    pipe_.template ReleaseEventID<HardEvent::V_MTE2>(tables_free_);
+    pipe_.ReleaseEventID<HardEvent::MTE2_V>(tables_loaded_);
+    pipe_.ReleaseEventID<HardEvent::V_MTE2>(tables_free_);
     for (int32_t i = 0; i < kRing; ++i) {
       AscendC::WaitFlag<HardEvent::MTE3_MTE2>(stored_[i]);
-      pipe_.template ReleaseEventID<HardEvent::MTE2_V>(loaded_[i]);
-      pipe_.template ReleaseEventID<HardEvent::V_MTE3>(rotated_[i]);
-      pipe_.template ReleaseEventID<HardEvent::MTE3_MTE2>(stored_[i]);
+      pipe_.ReleaseEventID<HardEvent::MTE2_V>(loaded_[i]);
+      pipe_.ReleaseEventID<HardEvent::V_MTE3>(rotated_[i]);
+      pipe_.ReleaseEventID<HardEvent::MTE3_MTE2>(stored_[i]);
     }
   }
 
@@ -165,13 +171,19 @@ class RopeKernel {
   // ---- Global memory <-> unified buffer -----------------------------------------------------
 
   __aicore__ inline void Load(const RopeBox& box, int32_t slot) {
-    if (box.starts_tile) LoadTables(box);
+    if (box.starts_tile) {
+      if (p_.table_dtype == kTableFloat16) LoadTables<half>(box);
+      if (p_.table_dtype == kTableBFloat16) LoadTables<bfloat16_t>(box);
+      if (p_.table_dtype == kTableFloat32) LoadTables<float>(box);
+    }
     AscendC::WaitFlag<HardEvent::MTE3_MTE2>(stored_[slot]);
     MoveRows<true>(box, slot);
     AscendC::SetFlag<HardEvent::MTE2_V>(loaded_[slot]);
   }
 
+  template <typename Table>
   __aicore__ inline void LoadTables(const RopeBox& box) {
+    using TableBits = typename BitsOf<Table>::Type;
     AscendC::WaitFlag<HardEvent::V_MTE2>(tables_free_);
     const int32_t half = p_.rotary_dim / 2;
     Columns columns = {half, p_.half_tables ? 1 : 2, p_.table_half_pitch};
@@ -179,7 +191,9 @@ class RopeKernel {
     for (int32_t i = 0; i < 2; ++i) {
       const RopeTable& table = p_.tables[i];
       const int64_t rows = table.token == 0 ? 1 : box.tile_tokens;  // one row serves all
-      Move<true, TableBits>(raw_[i], table_in_[i],
+      GlobalTensor<TableBits> gm;
+      gm.SetGlobalBuffer(reinterpret_cast<__gm__ TableBits*>(table_in_[i]));
+      Move<true, TableBits>(raw_[i].template ReinterpretCast<TableBits>(), gm,
                             box.batch * table.batch + box.tile_token * table.token, columns,
                             {rows, table.token}, {1, 0});
     }
@@ -252,7 +266,8 @@ class RopeKernel {
       for (int64_t j = 0; j < merged[1].count; ++j) {
         for (int64_t i = 0; i < merged[0].count; i += most) {
           const int64_t row = (k * merged[1].count + j) * merged[0].count + i;
-          const int64_t at = first + k * merged[2].stride + j * merged[1].stride + i * merged[0].stride;
+          const int64_t at =
+              first + k * merged[2].stride + j * merged[1].stride + i * merged[0].stride;
           Transfer<kLoad, B>(ub[static_cast<uint32_t>(row * pitch)], gm[at],
                              static_cast<uint16_t>(Min(most, merged[0].count - i)),
                              static_cast<uint32_t>(width), static_cast<uint32_t>(pitch), gm_gap);
@@ -283,26 +298,31 @@ class RopeKernel {
   // ---- Tables -------------------------------------------------------------------------------
 
   /// Tables as loaded -> C and S of the tile, in fp32.
+  template <typename Table>
   __aicore__ inline void PrepareTables(const RopeBox& box) {
+    using TableBits = typename BitsOf<Table>::Type;
+    constexpr int32_t kTableBlock = kBlockBytes / sizeof(Table);
     AscendC::WaitFlag<HardEvent::MTE2_V>(tables_loaded_);
     for (int32_t i = 0; i < 2; ++i) {
       const bool one_row = p_.tables[i].token == 0;
-      int32_t pitch = p_.half_tables ? p_.table_half_pitch : 2 * p_.table_half_pitch;
-      LocalTensor<TableBits> halves[2] = {raw_[i], raw_[i]};
+      const LocalTensor<TableBits> raw = raw_[i].template ReinterpretCast<TableBits>();
+      LocalTensor<TableBits> halves[2] = {raw, raw};
+      int32_t pitch = p_.table_half_pitch;
       if (p_.split_tables) {
-        pitch = p_.table_half_pitch;
         const int32_t blocks = (one_row ? 1 : box.tile_tokens) * pitch / kTableBlock;
         halves[0] = sin_product_.template ReinterpretCast<TableBits>();
-        halves[1] = halves[0][PlaneBlocks(blocks) * kTableBlock];
-        SplitPairs<TableBits>(halves[0], halves[1], raw_[i],
+        halves[1] = halves[0][SplitBlocks(blocks) * kTableBlock];
+        SplitPairs<TableBits>(halves[0], halves[1], raw,
                               cos_product_.template ReinterpretCast<TableBits>(), blocks);
       } else if (!p_.half_tables) {
-        halves[1] = raw_[i][p_.table_half_pitch];
+        halves[1] = raw[pitch];
+        pitch *= 2;
       }
       const bool swap = i == 1 && !p_.transpose;  // S = [sin2 | sin1]
       for (int32_t h = 0; h < 2; ++h) {
-        PrepareHalf(tables_[i][h * p_.half_pitch], halves[swap ? 1 - h : h], one_row ? 0 : pitch,
-                    box.tile_tokens);
+        PrepareHalf<Table>(tables_[i][h * p_.half_pitch],
+                           halves[swap ? 1 - h : h].template ReinterpretCast<Table>(),
+                           one_row ? 0 : pitch, box.tile_tokens);
       }
       AscendC::PipeBarrier<PIPE_V>();
     }
@@ -310,19 +330,18 @@ class RopeKernel {
   }
 
   /// Half of each row: Table -> (rounded to T ->) fp32.
-  __aicore__ inline void PrepareHalf(const LocalTensor<float>& to,
-                                     const LocalTensor<TableBits>& from, int32_t pitch,
-                                     int32_t rows) {
-    const LocalTensor<Table> table = from.template ReinterpretCast<Table>();
+  template <typename Table>
+  __aicore__ inline void PrepareHalf(const LocalTensor<float>& to, const LocalTensor<Table>& from,
+                                     int32_t pitch, int32_t rows) {
     const int32_t half = p_.rotary_dim / 2;
     if constexpr (!kFloat && !Same<T, Table>::value) {
       if (p_.round_tables) {
         const int32_t dense = static_cast<int32_t>(AlignUp(half, kBlock));
         const LocalTensor<T> rounded = cos_product_[rows * dense].template ReinterpretCast<T>();
         if constexpr (Same<Table, float>::value) {
-          CastRows(rounded, dense, table, pitch, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded, dense, from, pitch, half, rows, RoundMode::CAST_RINT);
         } else {
-          CastRows(cos_product_, dense, table, pitch, half, rows, RoundMode::CAST_NONE);
+          CastRows(cos_product_, dense, from, pitch, half, rows, RoundMode::CAST_NONE);
           AscendC::PipeBarrier<PIPE_V>();
           CastRows(rounded, dense, cos_product_, dense, half, rows, RoundMode::CAST_RINT);
         }
@@ -333,9 +352,9 @@ class RopeKernel {
       }
     }
     if constexpr (Same<Table, float>::value) {
-      CopyRows(to, p_.float_pitch, table, pitch, half, rows);
+      CopyRows(to, p_.float_pitch, from, pitch, half, rows);
     } else {
-      CastRows(to, p_.float_pitch, table, pitch, half, rows, RoundMode::CAST_NONE);
+      CastRows(to, p_.float_pitch, from, pitch, half, rows, RoundMode::CAST_NONE);
     }
   }
 
@@ -343,8 +362,8 @@ class RopeKernel {
 
   /// A round of vector instructions: rows that lie one after another, tokens × heads.
   struct Step {
-    int32_t row, rows;                 // in the box
-    int32_t token, tokens, heads;      // the first token counted from the tile's first
+    int32_t row, rows;                  // in the box
+    int32_t token, tokens, heads;       // the first token counted from the tile's first
     int32_t token_stride, head_stride;  // in rows
   };
 
@@ -386,7 +405,7 @@ class RopeKernel {
       Multiply(step, x, 2 * half);
       if constexpr (kJoin) {  // as two planes, which is what Join reads
         Combine(x, x[step.rows * half], half, step.rows);
-        Join(x, x, cos_product_, sin_product_, step.rows);
+        JoinPairs<float>(x, x, x[step.rows * half], cos_product_, sin_product_, Blocks(step.rows));
       } else {
         Combine(x, x[half], 2 * half, step.rows);
       }
@@ -407,13 +426,15 @@ class RopeKernel {
       Combine(work_, work_[half], p_.float_pitch, step.rows);
       if constexpr (kJoin) {
         const LocalTensor<T> even = cos_product_.template ReinterpretCast<T>();
+        const LocalTensor<T> odd = even[step.rows * half];
         CastRows(even, half, work_, p_.float_pitch, half, step.rows, RoundMode::CAST_RINT);
-        CastRows(even[step.rows * half], half, work_[half], p_.float_pitch, half, step.rows,
-                 RoundMode::CAST_RINT);
+        CastRows(odd, half, work_[half], p_.float_pitch, half, step.rows, RoundMode::CAST_RINT);
         AscendC::PipeBarrier<PIPE_V>();
-        Join(x, cos_product_.template ReinterpretCast<Bits>(),
-             sin_product_.template ReinterpretCast<Bits>(),
-             cos_product_.template ReinterpretCast<Bits>(), step.rows);
+        // Once the planes are in lines, their buffer is spare.
+        const LocalTensor<Bits> lines = sin_product_.template ReinterpretCast<Bits>();
+        const LocalTensor<Bits> spare = cos_product_.template ReinterpretCast<Bits>();
+        JoinPairs<Bits>(x, even.template ReinterpretCast<Bits>(),
+                        odd.template ReinterpretCast<Bits>(), lines, spare, Blocks(step.rows));
       } else {
         CastWholeRows(rows, 2 * half, work_, p_.float_pitch, step.rows, RoundMode::CAST_RINT);
       }
@@ -489,8 +510,8 @@ class RopeKernel {
 
   template <typename D, typename S>
   __aicore__ inline void CastWholeRows(const LocalTensor<D>& to, int32_t to_pitch,
-                                       const LocalTensor<S>& from, int32_t from_pitch,
-                                       int32_t rows, RoundMode mode) {
+                                       const LocalTensor<S>& from, int32_t from_pitch, int32_t rows,
+                                       RoundMode mode) {
     const bool one_run = kJoin || p_.row_parts == 1;  // Join reads the padding too
     CastRows(to, to_pitch, from, from_pitch, one_run ? 2 * p_.half_pitch : Lanes(), rows, mode);
     if (!one_run) {
@@ -513,8 +534,8 @@ class RopeKernel {
   }
 
   __aicore__ inline void CopyRows(const LocalTensor<float>& to, int32_t to_pitch,
-                                  const LocalTensor<float>& from, int32_t from_pitch,
-                                  int32_t width, int32_t rows) {
+                                  const LocalTensor<float>& from, int32_t from_pitch, int32_t width,
+                                  int32_t rows) {
     AscendC::CopyRepeatParams params;
     params.dstStride = 1;
     params.srcStride = 1;
@@ -527,177 +548,32 @@ class RopeKernel {
   }
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
-  //
-  // Two neighbouring 32-byte blocks hold the pairs whose first elements fill one block of the even
-  // plane and whose second elements fill one of the odd plane. A unit is 16 such neighbours, a
-  // matrix of 16 rows. Transposed it has one column a line, so that even and odd columns are apart;
-  // transposed back, they are the planes. 16-bit: 16 rows × 32 columns, a column is one block.
-  // 32-bit: 16 rows × 16 columns, a column is two blocks, and TransDataTo5HD takes and gives
-  // 16 × 8: its line l is blocks 2l and 2l + 1.
 
-  static constexpr int32_t kUnit = 16;              // neighbours, and entries of an address list
-  static constexpr int32_t kUnitBlocks = 2 * kUnit;
-
-  /// Blocks from the even plane to the odd one where SplitPairs writes them: it writes whole units.
-  __aicore__ inline static constexpr int32_t PlaneBlocks(int32_t blocks) {
-    return static_cast<int32_t>(AlignUp(blocks, kUnit));
+  /// Rows of pairs -> an even and an odd plane, in Q's buffer. P's is scratch.
+  __aicore__ inline void Split(const LocalTensor<Bits>& x, int32_t rows) {
+    const LocalTensor<Bits> even = sin_product_.template ReinterpretCast<Bits>();
+    const LocalTensor<Bits> lines = cos_product_.template ReinterpretCast<Bits>();
+    SplitPairs<Bits>(even, SplitOdd(even, rows), x, lines, Blocks(rows));
   }
 
   template <typename B>
   __aicore__ inline LocalTensor<B> SplitOdd(const LocalTensor<B>& even, int32_t rows) {
-    return even[PlaneBlocks(rows * p_.half_pitch / kBlock) * kBlock];
+    return even[SplitBlocks(Blocks(rows)) * kBlock];
   }
 
-  /// The neighbour whose block leaves a transpose as entry i of its list.
-  template <typename B>
-  __aicore__ inline static constexpr int32_t RowOf(int32_t i) {
-    return sizeof(B) == 2 ? i : i % 2 * 8 + i / 2;
-  }
-  /// The entry-th block of the columns of one parity, counted in columns.
-  template <typename B>
-  __aicore__ inline static constexpr int32_t ColumnLine(int32_t line, int32_t odd) {
-    return sizeof(B) == 2 ? 2 * line + odd : line / 2 * 4 + line % 2 + 2 * odd;
-  }
-  /// The order in which a transpose takes the blocks of 8 (16-bit: 16) columns.
-  template <typename B>
-  __aicore__ inline static constexpr int32_t LineOf(int32_t i) {
-    return sizeof(B) == 2 ? i : i % 8 * 2 + i / 8;
-  }
-
-  __aicore__ inline void Split(const LocalTensor<Bits>& x, int32_t rows) {
-    const LocalTensor<Bits> even = sin_product_.template ReinterpretCast<Bits>();
-    SplitPairs<Bits>(even, SplitOdd(even, rows), x, cos_product_.template ReinterpretCast<Bits>(),
-                     rows * p_.half_pitch / kBlock);
-  }
-
-  /// `blocks` neighbours of `pairs` -> the planes, through `lines`.
-  template <typename B>
-  __aicore__ inline void SplitPairs(const LocalTensor<B>& even, const LocalTensor<B>& odd,
-                                    const LocalTensor<B>& pairs, const LocalTensor<B>& lines,
-                                    int32_t blocks) {
-    const int32_t units = blocks / kUnit;
-    const int32_t rest = blocks % kUnit;
-    const int32_t last = units * kUnit;
-    for (int32_t side = 0; side < 2; ++side) {
-      PairsToLines<B>(lines, pairs, side, kUnit, units);
-      if (rest > 0) PairsToLines<B>(At(lines, 2 * last), At(pairs, 2 * last), side, rest, 1);
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-    for (int32_t side = 0; side < 2; ++side) {
-      const LocalTensor<B>& plane = side == 0 ? even : odd;
-      LinesToPlane<B>(plane, lines, side, units);
-      if (rest > 0) LinesToPlane<B>(At(plane, last), At(lines, 2 * last), side, 1);
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-  }
-
-  /// The planes -> pairs, through `lines`. Blocks beyond the last go to `spare`.
-  __aicore__ inline void Join(const LocalTensor<Bits>& pairs, const LocalTensor<Bits>& even,
-                              const LocalTensor<Bits>& lines, const LocalTensor<Bits>& spare,
-                              int32_t rows) {
-    const int32_t blocks = rows * p_.half_pitch / kBlock;
-    const int32_t units = blocks / kUnit;
-    const int32_t rest = blocks % kUnit;
-    const int32_t last = units * kUnit;
-    for (int32_t side = 0; side < 2; ++side) {
-      const LocalTensor<Bits> plane = even[side * rows * p_.half_pitch];
-      PlaneToLines(lines, plane, side, kUnit, units);
-      if (rest > 0) PlaneToLines(At(lines, 2 * last), At(plane, last), side, rest, 1);
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-    for (int32_t side = 0; side < 2; ++side) {
-      LinesToPairs(pairs, lines, spare, side, kUnit, units);
-      if (rest > 0) {
-        LinesToPairs(At(pairs, 2 * last), At(lines, 2 * last), spare, side, rest, 1);
-      }
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-  }
-
-  /// The first (side 0) or second blocks of the neighbours -> their columns.
-  template <typename B>
-  __aicore__ inline void PairsToLines(const LocalTensor<B>& lines, const LocalTensor<B>& pairs,
-                                      int32_t side, int32_t valid, int32_t units) {
-    uint64_t to[kUnit], from[kUnit];
-    for (int32_t i = 0; i < kUnit; ++i) {
-      to[i] = Address(lines, side * kUnit + i);
-      from[i] = Address(pairs, 2 * static_cast<int32_t>(Min(i, valid - 1)) + side);
-    }
-    Transpose<B>(to, kUnitBlocks, from, kUnitBlocks, units);
-  }
-
-  /// The even (side 0) or odd columns -> their plane.
-  template <typename B>
-  __aicore__ inline void LinesToPlane(const LocalTensor<B>& plane, const LocalTensor<B>& lines,
-                                      int32_t side, int32_t units) {
-    uint64_t to[kUnit], from[kUnit];
-    for (int32_t i = 0; i < kUnit; ++i) {
-      to[i] = Address(plane, RowOf<B>(i));
-      from[i] = Address(lines, ColumnLine<B>(LineOf<B>(i), side));
-    }
-    Transpose<B>(to, kUnit, from, kUnitBlocks, units);
-  }
-
-  /// The even (side 0) or odd plane -> its columns among the others.
-  __aicore__ inline void PlaneToLines(const LocalTensor<Bits>& lines,
-                                      const LocalTensor<Bits>& plane, int32_t side, int32_t valid,
-                                      int32_t units) {
-    uint64_t to[kUnit], from[kUnit];
-    for (int32_t i = 0; i < kUnit; ++i) {
-      to[i] = Address(lines, ColumnLine<Bits>(i, side));
-      from[i] = Address(plane, static_cast<int32_t>(Min(i, valid - 1)));
-    }
-    Transpose<Bits>(to, kUnitBlocks, from, kUnit, units);
-  }
-
-  /// The columns of the first (side 0) or second blocks -> those blocks.
-  __aicore__ inline void LinesToPairs(const LocalTensor<Bits>& pairs,
-                                      const LocalTensor<Bits>& lines,
-                                      const LocalTensor<Bits>& spare, int32_t side, int32_t valid,
-                                      int32_t units) {
-    uint64_t to[kUnit], from[kUnit];
-    for (int32_t i = 0; i < kUnit; ++i) {
-      const int32_t row = RowOf<Bits>(i);
-      to[i] = row < valid ? Address(pairs, 2 * row + side) : Address(spare, side * kUnit + row);
-      from[i] = Address(lines, side * kUnit + LineOf<Bits>(i));
-    }
-    Transpose<Bits>(to, kUnitBlocks, from, kUnitBlocks, units);
-  }
-
-  template <typename B>
-  __aicore__ inline void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_t (&from)[kUnit],
-                                   int32_t from_step, int32_t units) {
-    if (units == 0) return;
-    AscendC::TransDataTo5HDParams params;
-    params.dstHighHalf = false;
-    params.srcHighHalf = false;
-    params.repeatTimes = static_cast<uint8_t>(units);
-    // One repeat begins a stride further on, more begin at the addresses themselves.
-    params.dstRepStride = static_cast<uint16_t>(units > 1 ? to_step : 0);
-    params.srcRepStride = static_cast<uint16_t>(units > 1 ? from_step : 0);
-    AscendC::TransDataTo5HD<B>(to, from, params);
-  }
-
-  template <typename B>
-  __aicore__ inline LocalTensor<B> At(const LocalTensor<B>& tensor, int32_t block) {
-    return tensor[block * (kBlockBytes / static_cast<int32_t>(sizeof(B)))];
-  }
-
-  template <typename B>
-  __aicore__ inline uint64_t Address(const LocalTensor<B>& tensor, int32_t block) {
-    return reinterpret_cast<uint64_t>(At(tensor, block).GetPhyAddr());
-  }
+  /// 32-byte blocks of a plane.
+  __aicore__ inline int32_t Blocks(int32_t rows) const { return rows * p_.half_pitch / kBlock; }
 
   const RopeParams& p_;
-  AscendC::TPipe pipe_;
+  AscendC::TPipe& pipe_;
   GlobalTensor<Bits> in_[2], out_[2];
-  GlobalTensor<TableBits> table_in_[2];
+  GM_ADDR table_in_[2];
 
   TBuf<TPosition::VECIN> ring_buffer_, raw_buffer_;
   TBuf<TPosition::VECCALC> work_buffer_, table_buffer_, gap_buffer_;
   TBuf<TPosition::VECCALC> cos_product_buffer_, sin_product_buffer_;
   LocalTensor<Bits> slots_[kRing];
-  LocalTensor<TableBits> raw_[2];
+  LocalTensor<uint8_t> raw_[2];
   LocalTensor<float> work_;         // rows in fp32: x, then y
   LocalTensor<float> tables_[2];    // C and S of the tile
   LocalTensor<float> cos_product_;  // P; also the scratch of table work and transposes
@@ -707,58 +583,48 @@ class RopeKernel {
   AscendC::TEventID loaded_[kRing], rotated_[kRing], stored_[kRing];
 };
 
-struct RopeAddresses {
-  GM_ADDR q;
-  GM_ADDR k;
-  GM_ADDR cos;
-  GM_ADDR sin;
-  GM_ADDR q_out;
-  GM_ADDR k_out;
-};
-
-template <typename T, typename Table, bool kSplit, bool kJoin>
-__aicore__ inline void Run(const RopeAddresses& a, const RopeParams& params) {
-  RopeKernel<T, Table, kSplit, kJoin> kernel(params);
-  kernel.Init(a.q, a.k, a.cos, a.sin, a.q_out, a.k_out);
+template <typename T, bool kSplit, bool kJoin>
+__aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
+                           GM_ADDR k_out, const RopeParams& params) {
+  AscendC::TPipe pipe;
+  RopeKernel<T, kSplit, kJoin> kernel(params, pipe);
+  kernel.Init(q, k, cos, sin, q_out, k_out);
   kernel.Process();
 }
 
-template <typename T, typename Table>
-__aicore__ inline void RunOrder(const RopeAddresses& a, const RopeParams& params) {
-  if (params.split_in && params.join_out) {
-    Run<T, Table, true, true>(a, params);
-  } else if (params.split_in) {
-    Run<T, Table, true, false>(a, params);
-  } else if (params.join_out) {
-    Run<T, Table, false, true>(a, params);
-  } else {
-    Run<T, Table, false, false>(a, params);
-  }
-}
-
-/// The plan has refused every other table dtype.
+/// The order of rows on either side chooses the template.
 template <typename T>
-__aicore__ inline void RunTable(const RopeAddresses& a, const RopeParams& params) {
-  switch (params.table_dtype) {
-    case kTableFloat16:
-      return RunOrder<T, half>(a, params);
-    case kTableBFloat16:
-      return RunOrder<T, bfloat16_t>(a, params);
-    default:
-      return RunOrder<T, float>(a, params);
+__aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
+                           GM_ADDR k_out, const RopeParams& params) {
+  if (params.split_in && params.join_out) {
+    Run<T, true, true>(q, k, cos, sin, q_out, k_out, params);
+  } else if (params.split_in) {
+    Run<T, true, false>(q, k, cos, sin, q_out, k_out, params);
+  } else if (params.join_out) {
+    Run<T, false, true>(q, k, cos, sin, q_out, k_out, params);
+  } else {
+    Run<T, false, false>(q, k, cos, sin, q_out, k_out, params);
   }
 }
 
 }  // namespace npu_rope
 
-#define ROPE_ENTRY(name, T)                                                                      \
-  extern "C" __global__ __aicore__ void name(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,     \
-                                             GM_ADDR q_out, GM_ADDR k_out,                       \
-                                             npu_rope::RopeParams params) {                      \
-    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                              \
-    npu_rope::RunTable<T>({q, k, cos, sin, q_out, k_out}, params);                               \
-  }
+using npu_rope::RopeParams;  // CANN 8's launch generator knows a struct by its bare name
 
-ROPE_ENTRY(rope_fp16, half)
-ROPE_ENTRY(rope_bf16, bfloat16_t)
-ROPE_ENTRY(rope_fp32, float)
+extern "C" __global__ __aicore__ void rope_fp16(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
+                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
+  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+  npu_rope::Run<half>(q, k, cos, sin, q_out, k_out, params);
+}
+
+extern "C" __global__ __aicore__ void rope_bf16(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
+                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
+  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+  npu_rope::Run<bfloat16_t>(q, k, cos, sin, q_out, k_out, params);
+}
+
+extern "C" __global__ __aicore__ void rope_fp32(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
+                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
+  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+  npu_rope::Run<float>(q, k, cos, sin, q_out, k_out, params);
+}

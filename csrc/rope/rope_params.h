@@ -10,9 +10,9 @@
 
 namespace npu_rope {
 
-constexpr int32_t kBlockBytes = 32;     // unified buffer: unit of addresses and of vector strides
-constexpr int32_t kRepeatFloats = 64;   // fp32 lanes of one vector repeat
-constexpr int32_t kMaxRepeats = 255;    // repeats of one vector instruction, and its repeat stride
+constexpr int32_t kBlockBytes = 32;    // unified buffer: unit of addresses and of vector strides
+constexpr int32_t kRepeatFloats = 64;  // fp32 lanes of one vector repeat
+constexpr int32_t kMaxRepeats = 255;   // repeats of one vector instruction, and its repeat stride
 constexpr int32_t kMaxTransferBlocks = 4095;  // blockCount of one DataCopyPad
 
 // RopeParams::table_dtype
@@ -85,7 +85,7 @@ struct RopeBox {
   int32_t tensor;  // 0 q, 1 k
   int64_t batch, token;
   int32_t tokens, head, heads;
-  int64_t tile_token;   // first token of the tile, whose tables serve this box
+  int64_t tile_token;  // first token of the tile, whose tables serve this box
   int32_t tile_tokens;
   int32_t starts_tile;  // 1 for the first box of a tile
 };
@@ -176,9 +176,9 @@ class RopeWalk {
   }
 
   const RopeParams& p_;
-  int64_t begin_, end_, head_begin_, head_end_;               // of the core
-  int64_t batch_ = 0, tile_token_ = 0, tile_tokens_ = 0;      // of the tile
-  int64_t tensor_head_begin_ = 0, tensor_head_end_ = 0;       // of the core in q or k
+  int64_t begin_, end_, head_begin_, head_end_;                    // of the core
+  int64_t batch_ = 0, tile_token_ = 0, tile_tokens_ = 0;           // of the tile
+  int64_t tensor_head_begin_ = 0, tensor_head_end_ = 0;            // of the core in q or k
   int64_t box_tokens_ = 0, box_heads_ = 0, token_ = 0, head_ = 0;  // of the next box
   int32_t tensor_ = 0, starts_tile_ = 0;
 };

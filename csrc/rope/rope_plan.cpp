@@ -8,13 +8,13 @@ namespace npu_rope {
 namespace {
 
 constexpr int64_t kKiB = 1024;
-constexpr int64_t kThird = 64 * kKiB;         // the banks repeat every 64 KB of the unified buffer
-constexpr int64_t kBankRow = 512;             // the 16 bank groups repeat every 512 bytes
-constexpr int64_t kTransfer = 16 * kKiB;      // a transfer this long has the full bandwidth
-constexpr int64_t kMaxTables = 32 * kKiB;     // of the unified buffer, for the tables of a tile
-constexpr int64_t kUsefulSteps = 20;          // rows a step needs to be worth more than its start
-constexpr int64_t kEvenTokens = 8;            // of a tile, where tokens are innermost
-constexpr int64_t kUnitBytes = 1024;          // SplitPairs and Join work in units of 1 KB
+constexpr int64_t kThird = 64 * kKiB;      // the banks repeat every 64 KB of the unified buffer
+constexpr int64_t kBankRow = 512;          // the 16 bank groups repeat every 512 bytes
+constexpr int64_t kTransfer = 16 * kKiB;   // a transfer this long has the full bandwidth
+constexpr int64_t kMaxTables = 32 * kKiB;  // of the unified buffer, for the tables of a tile
+constexpr int64_t kUsefulSteps = 20;       // rows a step needs to be worth more than its start
+constexpr int64_t kEvenTokens = 8;         // of a tile, where tokens are innermost
+constexpr int64_t kUnitBytes = 1024;       // SplitPairs and Join work in units of 1 KB
 constexpr int64_t kMaxHeadDim = 1024;
 
 static_assert(static_cast<int32_t>(DType::kFloat16) == kTableFloat16 &&
@@ -108,11 +108,10 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
 /// whole lines as make a long enough transfer, or an even part of a line that makes several, as far
 /// as a buffer of `most` rows holds them.
 int64_t box_of(int64_t line, RowBytes row, int64_t most) {
-  const int64_t transfers = line * row.run / kTransfer;
-  if (transfers >= 2 || line > most) {
-    return EvenPiece(line, std::min(most, CeilDiv(line, std::max<int64_t>(transfers, 1))));
-  }
-  return line * std::min(CeilDiv(kTransfer, line * row.run), most / line);
+  const int64_t long_enough = CeilDiv(kTransfer, row.run);
+  const int64_t parts = std::max<int64_t>(line / long_enough, 1);
+  if (parts > 1 || line > most) return EvenPiece(line, std::min(most, CeilDiv(line, parts)));
+  return line * std::min(CeilDiv(long_enough, line), most / line);
 }
 
 /// Cuts the tokens of a core into tiles, tiles into boxes and boxes into steps so that all buffers
@@ -120,14 +119,12 @@ int64_t box_of(int64_t line, RowBytes row, int64_t most) {
 int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_pitch * 4;
-  const int64_t raw_row =
-      (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
+  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
   const bool transposes = p.split_in || p.join_out || p.split_tables;
   const int64_t spare = transposes ? kUnitBytes : 0;
   const RowBytes rows[2] = {row_bytes(g, p, g.q_in_place), row_bytes(g, p, g.k_in_place)};
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
-  const int64_t core_tokens =
-      std::min(CeilDiv(g.batch * g.tokens, p.token_parts), g.tokens);
+  const int64_t core_tokens = std::min(CeilDiv(g.batch * g.tokens, p.token_parts), g.tokens);
 
   // Load and store buffers first, then the tables, then as many rows a step as are left for.
   for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
@@ -186,7 +183,8 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       p.gap_bytes = static_cast<int32_t>(gap ? std::max<int64_t>(kThird - near, 0) : 0);
       p.product_bytes = static_cast<int32_t>(step * float_row + spare);
       // y1 reads P1 with Q2, y2 reads P2 with Q1, half a row apart: where that is a multiple of
-      // 512 bytes the two would meet in the same groups.
+      // 512 bytes the two would meet in the same groups. (Halves of 9 to 15 blocks, of 17 to 23
+      // and so on, as of D = 192, meet in part whatever the shift.)
       p.sin_shift = p.half_pitch * 4 % kBankRow == 0 ? 256 : 0;
       const int64_t ring = fp32 ? 0 : kRing * slot_bytes;
       return near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
@@ -225,8 +223,7 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   // loaded or transposed one by one: where a dense row does not have its second half there.
   const int64_t half = g.rotary_dim / 2;
   const bool dense = half % 8 == 0 && !p.split_in && !p.join_out;
-  p.half_pitch = static_cast<int32_t>(
-      dense ? half : AlignUp(half, kBlockBytes / size_of(g.dtype)));
+  p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, kBlockBytes / size_of(g.dtype)));
   const bool by_halves = p.half_pitch != half && 2 * CeilDiv(half, kRepeatFloats) <=
                                                      CeilDiv(2 * p.half_pitch, kRepeatFloats);
   p.row_parts = by_halves ? 2 : 1;

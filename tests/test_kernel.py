@@ -1,0 +1,264 @@
+"""The Ascend C kernel on simulated cores: the operator's bits, and what it costs, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+
+import npu_rope
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from npu_rope import _C, simulator
+from samples import STYLES, Sample, any_sample, samples
+from test_operator import assert_same
+from torch import Tensor
+
+rope = torch.ops.npu_rope
+
+
+def runs(sample: Sample) -> bool:
+    """The kernel has no float64, and its rows are dense: the operator copies others before it."""
+    tensors = sample.tensors()
+    dense = all(t.stride(-1) == 1 or t.size(-1) == 1 or not t.numel() for t in tensors)
+    return dense and torch.float64 not in (sample.dtype, sample.table_dtype)
+
+
+@pytest.mark.parametrize("sample", list(filter(runs, samples())), ids=str)
+def test_equals_the_operator(sample: Sample) -> None:
+    tensors = sample.tensors()
+    run = simulator.apply(*tensors, **sample.options)
+    assert_same((run.q, run.k), rope.apply(*tensors, **sample.options))
+    run = simulator.apply(*tensors, **sample.options, transpose=True)
+    assert_same((run.q, run.k), rope.apply_backward(*tensors, **sample.options))
+
+
+@given(any_sample())
+@settings(max_examples=300, deadline=None)
+def test_equals_the_operator_anywhere(sample: Sample) -> None:
+    assume(runs(sample))
+    tensors = sample.tensors()
+    run = simulator.apply(*tensors, **sample.options)
+    assert_same((run.q, run.k), rope.apply(*tensors, **sample.options))
+
+
+@given(any_sample())
+@settings(max_examples=150, deadline=None)
+def test_transposed_equals_the_operator_anywhere(sample: Sample) -> None:
+    assume(runs(sample))
+    tensors = sample.tensors()
+    run = simulator.apply(*tensors, **sample.options, transpose=True)
+    assert_same((run.q, run.k), rope.apply_backward(*tensors, **sample.options))
+
+
+@given(any_sample(rows=("contiguous", "packed", "sliced", "transposed")))
+@settings(max_examples=150, deadline=None)
+def test_in_place_equals_the_operator_anywhere(sample: Sample) -> None:
+    assume(runs(sample))
+    q, k, cos, sin = sample.tensors()
+    expected = rope.apply(q, k, cos, sin, **sample.options)
+    run = simulator.apply_(q, k, cos, sin, **sample.options)
+    assert run.q is q and run.k is k
+    assert_same((q, k), expected)
+
+
+@pytest.mark.parametrize("dim", [2, 18, 34, 50, 64, 72, 80, 96, 112, 128, 144, 192, 256, 576, 1024])
+@pytest.mark.parametrize("style", STYLES)
+def test_head_dims(dim: int, style: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        sample = Sample(head_dim=dim, style=style, dtype=dtype, tokens=3, q_heads=7, k_heads=2)
+        tensors = sample.tensors()
+        run = simulator.apply(*tensors, **sample.options)
+        assert_same((run.q, run.k), rope.apply(*tensors, **sample.options))
+
+
+def test_heads_beyond_the_reach_of_a_transfer() -> None:
+    """A gap of 4 GB and more is more than one DataCopyPad can express."""
+    far = 2**31 + 40  # elements; the memory between is never touched
+    q = torch.empty(far + 64, dtype=torch.bfloat16).as_strided((3, 2, 64), (0, far, 1))[:1]
+    k = torch.randn(1, 1, 64).bfloat16()
+    q.copy_(torch.randn(1, 2, 64))
+    cos, sin = torch.randn(2, 1, 64)
+    expected = rope.apply(q, k, cos, sin)
+    run = simulator.apply_(q, k, cos, sin)
+    assert_same((run.q, run.k), expected)
+
+
+@pytest.mark.parametrize("soc", [c.name for c in _C.chips() if c.arch == 2201])
+def test_chips(soc: str) -> None:
+    sample = Sample(tokens=45, q_heads=8, head_dim=128)
+    run = simulator.apply(*sample.tensors(), soc=soc, **sample.options)
+    assert run.trace.cores_used <= _C.find_chip(soc).cores
+    assert_same((run.q, run.k), rope.apply(*sample.tensors(), **sample.options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("style", STYLES)
+def test_special_values(dtype: torch.dtype, style: str) -> None:
+    sample = Sample(dtype=dtype, style=style, head_dim=64, tokens=3)
+    q, k, cos, sin = sample.tensors()
+    info = torch.finfo(dtype)
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, info.max, info.min, info.tiny]
+    values = torch.tensor([*special, info.tiny / 4, -info.tiny / 2], dtype=dtype)
+    picks = torch.randint(len(values), q.shape, generator=torch.Generator().manual_seed(0))
+    q = values[picks]
+    cos[0, :8] = torch.tensor([0.0, -0.0, torch.inf, torch.nan, 1e38, -1e38, 1e-40, 1e-45])
+    run = simulator.apply(q, k, cos, sin, **sample.options)
+    assert_same((run.q, run.k), rope.apply(q, k, cos, sin, **sample.options))
+
+
+def test_results_and_trace_do_not_depend_on_threads() -> None:
+    sample = Sample(tokens=100, q_heads=8, head_dim=80, style="interleaved")
+    one, two = (simulator.apply(*sample.tensors(), threads=n, **sample.options) for n in (1, 2))
+    assert_same((one.q, one.k), (two.q, two.k))
+    assert [c.counters.loads for c in one.trace.cores] == [
+        c.counters.loads for c in two.trace.cores
+    ]
+    assert one.trace.gm_bytes == two.trace.gm_bytes
+
+
+# What it costs. The shapes are in place: q and k are read and written once at least.
+
+
+@dataclasses.dataclass
+class Shape:
+    tokens: int
+    q_heads: int
+    k_heads: int
+    dim: int
+    rotary: int = 0  # 0: dim; else the last columns of a head
+    k_row: int = 0  # 0: dim; else the columns of a row of k
+
+    def views(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        rotary = self.rotary or self.dim
+        q = torch.randn(self.tokens, self.q_heads, self.dim).to(dtype)
+        k = torch.randn(self.tokens, self.k_heads, self.k_row or self.dim).to(dtype)
+        return q[..., -rotary:], k[..., -rotary:]
+
+
+PREFILL = Shape(1536, 64, 8, 128)
+VISION = Shape(2048, 16, 16, 80)
+ODD = Shape(2048, 16, 16, 72)
+MLA = Shape(1024, 128, 1, 192, rotary=64, k_row=576)
+
+
+def run_shape(
+    shape: Shape,
+    dtype: torch.dtype = torch.bfloat16,
+    table_dtype: torch.dtype = torch.float32,
+    style: str = "half",
+    events: bool = False,
+) -> simulator.Run:
+    torch.manual_seed(0)
+    q, k = shape.views(dtype)
+    angles = torch.rand(shape.tokens, shape.rotary or shape.dim, dtype=torch.float64) * 100
+    cos, sin = angles.cos().to(table_dtype), angles.sin().to(table_dtype)
+    expected = rope.apply(q, k, cos, sin, **STYLES[style])
+    run = simulator.apply_(q, k, cos, sin, events=events, **STYLES[style])
+    assert_same((run.q, run.k), expected)
+    return run
+
+
+@pytest.mark.parametrize("shape", [PREFILL, VISION, ODD, MLA], ids=str)
+def test_every_byte_moves_once(shape: Shape) -> None:
+    trace = run_shape(shape).trace
+    assert trace.gm_bytes == trace.least_gm_bytes
+
+
+def passes(run: simulator.Run) -> float:
+    """Elements worked on for each element of q and k, at 64 a cycle by the documented rates."""
+    rate = {("TransDataTo5HD", "uint16_t"): 2.0}  # times 64
+    worked = sum(
+        count.elements / rate.get((count.api, count.dst_dtype), 1.0)
+        for count in run.trace.counters.vector
+    )
+    return worked / (run.q.numel() + run.k.numel())
+
+
+# Passes of q and k, and passes of the tables (which 72 heads share).
+@pytest.mark.parametrize(
+    ("style", "dtype", "table_dtype", "rows", "tables"),
+    [
+        ("half", torch.bfloat16, torch.float32, 5, 4),  # tables: rounded, and back
+        ("half", torch.bfloat16, torch.bfloat16, 5, 2),
+        ("half", torch.bfloat16, torch.float16, 5, 6),
+        ("half", torch.float16, torch.float32, 5, 4),
+        ("half", torch.float32, torch.float32, 3, 2),
+        ("interleaved", torch.bfloat16, torch.float32, 7, 8),
+        ("interleaved", torch.float16, torch.float16, 7, 4),
+        ("interleaved", torch.float32, torch.float32, 8, 6),
+        ("deinterleave", torch.bfloat16, torch.float32, 6, 4),
+        ("deinterleave", torch.float16, torch.float32, 6, 4),
+        ("deinterleave", torch.float32, torch.float32, 6, 2),
+    ],
+)
+def test_vector_passes(
+    style: str, dtype: torch.dtype, table_dtype: torch.dtype, rows: float, tables: float
+) -> None:
+    run = run_shape(Shape(384, 64, 8, 128), dtype, table_dtype, style)
+    assert passes(run) == pytest.approx(rows + tables / 72)
+
+
+@pytest.mark.parametrize(("shape", "rows"), [(VISION, 5), (ODD, 5), (MLA, 5)], ids=str)
+def test_vector_passes_of_other_head_dims(shape: Shape, rows: float) -> None:
+    heads = shape.q_heads + shape.k_heads
+    assert passes(run_shape(shape)) == pytest.approx(rows + 4 / heads)
+
+
+def test_no_instruction_gathers() -> None:
+    for style in STYLES:
+        run = run_shape(Shape(16, 8, 2, 128), style=style)
+        assert {c.api for c in run.trace.counters.vector} <= {
+            *("Add", "Sub", "Mul", "Cast", "Copy", "Duplicate", "TransDataTo5HD")
+        }
+
+
+def test_ten_repeats_a_row_and_no_bank_conflict() -> None:
+    run = run_shape(PREFILL, table_dtype=torch.bfloat16)
+    rows = PREFILL.tokens * (PREFILL.q_heads + PREFILL.k_heads)
+    # Four repeats more for the tables of a token.
+    assert run.trace.repeats() == 10 * rows + 4 * PREFILL.tokens
+    conflicts = Counter()
+    for count in run.trace.counters.vector:
+        conflicts[count.api, count.dst_dtype] += count.conflicts
+    of_tables = conflicts.pop(("Cast", "float"))
+    assert of_tables <= 2 * PREFILL.tokens
+    assert set(conflicts.values()) == {0}
+
+
+@pytest.mark.parametrize(("shape", "share"), [(PREFILL, 0.94), (VISION, 0.9), (MLA, 0.95)], ids=str)
+def test_long_transfers(shape: Shape, share: float) -> None:
+    events = [e for core in run_shape(shape, events=True).trace.cores for e in core.events]
+    sizes = [e.blocks * e.block_bytes for e in events if e.pipe in ("MTE2", "MTE3")]
+    assert sum(size for size in sizes if size >= 16384) >= share * sum(sizes)
+
+
+def test_loads_vector_work_and_stores_overlap() -> None:
+    """No pipe of a core waits longer than a box takes, between its first work and its last."""
+    run = run_shape(PREFILL, events=True)
+    timeline = list(run.trace.timeline(0))
+    busy = {
+        pipe: [(begin, end) for begin, end, event in timeline if event.pipe == pipe]
+        for pipe in ("MTE2", "V", "MTE3")
+    }
+    one = max(sum(e - b for b, e in spans) for spans in busy.values()) / len(busy["MTE3"])
+    for spans in busy.values():
+        waits = [later[0] - before[1] for before, later in itertools.pairwise(spans)]
+        assert max(waits) <= one
+    length = max(end for _, end, _ in timeline)
+    busiest = max(sum(e - b for b, e in spans) for spans in busy.values())
+    assert length <= 1.15 * busiest
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_one_token_takes_a_handful_of_transfers(style: str) -> None:
+    trace = run_shape(Shape(1, 64, 8, 128), style=style).trace
+    assert trace.cores_used == 2
+    assert max(c.counters.loads + c.counters.stores for c in trace.cores) <= 6
+
+
+def test_nothing_to_do_is_no_launch() -> None:
+    for sample in (Sample(tokens=0), Sample(q_heads=0, k_heads=0)):
+        run = npu_rope.simulator.apply(*sample.tensors(), **sample.options)
+        assert run.trace.cores_used == 0
