@@ -9,13 +9,18 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-npu bench lint clean
 
 demo: $(VENV)/built
 	@$(BIN)/python -m npu_rope demo
 
 test: $(VENV)/built
+	@$(BIN)/python -m npu_rope simulate -- true
 	$(BIN)/python -m pytest $(ARGS)
+
+# On a machine with an NPU: the tests of npu tensors on the device itself.
+test-npu: $(VENV)/built
+	$(BIN)/python -m pytest tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
 
 bench: $(VENV)/built
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)

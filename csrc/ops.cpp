@@ -3,10 +3,11 @@
 //   Autograd, ADInplaceOrView   rope/rope_autograd.cpp
 //   CPU                         rope/rope_forms.h over rope/rope_cpu.cpp
 //   Meta (and fake tensors)     below: the checks, and allocation
-//   PrivateUse1 (npu)           below: says what is missing
+//   PrivateUse1 (npu)           rope/rope_forms.h over rope/rope_npu.cpp, by npu/library.h
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "npu/library.h"
 #include "rope/rope_autograd.h"
 #include "rope/rope_cpu.h"
 #include "rope/rope_forms.h"
@@ -86,12 +87,10 @@ void apply_out_meta(const Tensor& q, const Tensor& k, const Tensor& cos, const T
   check_outputs<c10::SymInt>(q, k, q_out, k_out);
 }
 
-// ---- npu tensors without the NPU's library ----
+// ---- npu ----
 
-void no_npu(const RopeGeometry&, const RopePointers&) {
-  TORCH_CHECK(false,
-              "npu_rope was built without its NPU library, so it can't run on npu tensors; "
-              "`python -m npu_rope doctor` says what is missing");
+void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
+  npu_library().rope(geometry, pointers);
 }
 
 template <void (*launch)(const RopeGeometry&, const RopePointers&)>
@@ -103,7 +102,7 @@ void register_forms(torch::Library& library) {
 }
 
 TORCH_LIBRARY_IMPL(npu_rope, CPU, library) { register_forms<rope_cpu>(library); }
-TORCH_LIBRARY_IMPL(npu_rope, PrivateUse1, library) { register_forms<no_npu>(library); }
+TORCH_LIBRARY_IMPL(npu_rope, PrivateUse1, library) { register_forms<rope_npu>(library); }
 TORCH_LIBRARY_IMPL(npu_rope, Meta, library) {
   library.impl("apply", apply_meta);
   library.impl("apply_", apply_inplace_meta);

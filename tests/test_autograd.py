@@ -51,15 +51,14 @@ def test_gradients_of_rows_are_apply_backward(style: str, dtype: torch.dtype) ->
     assert torch.equal(q.grad, rope.apply_backward(*grads, cos, sin, **sample.options)[0])
 
 
-def test_table_gradients_sum_over_heads_in_float32() -> None:
-    """In bf16 a sum of 300 products would stall at 8 bits; the fp32 sum is rounded once."""
-    q, k = torch.ones(1, 300, 2).bfloat16(), torch.ones(1, 5, 2).bfloat16()
-    cos = torch.ones(1, 2).bfloat16().requires_grad_()
-    sin = torch.zeros(1, 2).bfloat16().requires_grad_()
-    sum(out.float().sum() for out in rope.apply(q, k, cos, sin)).backward()
-    assert cos.grad.dtype == torch.bfloat16
-    assert cos.grad.tolist() == [[304.0, 304.0]]  # 305 to the nearest bf16
-    assert sin.grad.tolist() == [[-304.0, 304.0]]
+def test_table_gradients_are_computed_in_float32() -> None:
+    """Products of two bf16 numbers, and their sum over the heads, are exact here in fp32 alone."""
+    x = 1 + 2**-7  # bf16's next number after 1
+    q, k = torch.full((1, 96, 2), x).bfloat16(), torch.full((1, 4, 2), x).bfloat16()
+    cos, sin = torch.ones(1, 2, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
+    torch.autograd.backward(torch.ops.npu_rope.apply(q, k, cos, sin), [q, k])
+    assert cos.grad.tolist() == [[100 * x * x, 100 * x * x]]
+    assert sin.grad.tolist() == [[-100 * x * x, 100 * x * x]]
 
 
 def test_rounding_of_the_tables_is_passed_straight_through() -> None:

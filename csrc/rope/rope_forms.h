@@ -1,11 +1,12 @@
 // The forms of the operator (functional, in place, out, backward) on a backend that can launch.
 //
-//   check -> dense rows -> geometry -> early return -> launch
+//   check -> device of the tensors -> dense rows -> geometry -> early return -> launch
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <tuple>
 
@@ -49,6 +50,7 @@ struct RopeForms {
         q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
         kInputNames);
     check_overlap(q, k, cos, sin, q, k);
+    const c10::DeviceGuard guard(q.device());
     rotate(args, q, k, cos, sin, q, k, /*transpose=*/false);
   }
 
@@ -60,6 +62,7 @@ struct RopeForms {
         kInputNames);
     check_outputs<int64_t>(q, k, q_out, k_out);
     check_overlap(q, k, cos, sin, q_out, k_out);
+    const c10::DeviceGuard guard(q.device());
     rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false);
   }
 
@@ -68,6 +71,7 @@ struct RopeForms {
                                          const Tensor& sin, const RopeOptions& options,
                                          const char* const (&names)[2], bool transpose) {
     const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, names);
+    const c10::DeviceGuard guard(q.device());
     Tensor q_out = at::empty(q.sizes(), q.options());
     Tensor k_out = at::empty(k.sizes(), k.options());
     rotate(args, q, k, cos, sin, q_out, k_out, transpose);

@@ -1,4 +1,4 @@
-"""The command line: ``python -m npu_rope demo | doctor``."""
+"""The command line: ``python -m npu_rope demo | doctor | simulate``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="run the operator on real input beside Hugging Face's code")
     commands.add_parser("doctor", help="say what is installed and which backends are live")
-    args, rest = parser.parse_known_args()
+    commands.add_parser("simulate", help="run a command where npu tensors work without an NPU")
+    args = parser.parse_args(sys.argv[1:2])
+    rest = sys.argv[2:]
     if args.command == "doctor":
         from npu_rope.doctor import main as run
+    elif args.command == "simulate":
+        from npu_rope.simulate import main as run
     else:
         npu_rope._load()
         from npu_rope.demo import main as run

@@ -75,12 +75,6 @@ def _torch_npu() -> Iterator[Line]:
     )
 
 
-def _lmdeploy() -> Iterator[Line]:
-    for package in ("lmdeploy", "dlinfer-ascend"):
-        version = _installed(package)
-        yield ("ok", package, version) if version else ("--", package, "not installed")
-
-
 def _operator() -> Iterator[Line]:
     try:
         npu_rope._load()
@@ -93,7 +87,8 @@ def _operator() -> Iterator[Line]:
     yield from _npu()
 
 
-def _cpu() -> Iterator[Line]:
+def _trial(device: str) -> str:
+    """What a small call on this device gives, beside the reference."""
     import torch
 
     from npu_rope import reference
@@ -101,25 +96,65 @@ def _cpu() -> Iterator[Line]:
     q, k = torch.randn(3, 4, 80).bfloat16(), torch.randn(3, 2, 80).bfloat16()
     angles = torch.outer(torch.arange(3.0), torch.rand(40))
     args = (q, k, angles.cos(), angles.sin())
+    got = torch.ops.npu_rope.apply(*(t.to(device) for t in args), rotary_dim=80)
+    expected = reference.apply(*args, rotary_dim=80)
+    right = all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
+    return f"a trial call {'equals' if right else 'DIFFERS FROM'} the reference"
+
+
+def _cpu() -> Iterator[Line]:
+    import torch
+
     try:
-        got = torch.ops.npu_rope.apply(*args, rotary_dim=80)
-        right = all(map(torch.equal, got, reference.apply(*args, rotary_dim=80)))
         how = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-        yield (
-            "ok" if right else "no",
-            "backend cpu",
-            f"live ({how}); a trial call {'equals' if right else 'DIFFERS FROM'} the reference",
-        )
+        trial = _trial("cpu")
+        yield "no" if "DIFFERS" in trial else "ok", "backend cpu", f"live ({how}); {trial}"
     except Exception as error:
         yield "no", "backend cpu", f"a trial call fails: {_first_line(error)}"
 
 
 def _npu() -> Iterator[Line]:
-    yield "--", "backend npu", "not live: this build has no NPU library"
+    subject = "backend npu"
+    if importlib.util.find_spec("torch_npu") is None:
+        yield "--", subject, "not live: torch_npu is not installed"
+        return
+    named = os.environ.get("NPU_ROPE_NPU_LIBRARY")
+    library = Path(named) if named else Path(__file__).with_name("libnpu_rope_npu.so")
+    if not library.exists():
+        yield (
+            "no",
+            subject,
+            "not live: npu_rope was built without its NPU library; with CANN's set_env.sh sourced, "
+            "`pip install --no-build-isolation --force-reinstall --no-deps` builds it",
+        )
+        return
+    try:
+        import torch
+        import torch_npu  # noqa: F401  where autoload is off
+
+        if not torch.npu.is_available():
+            yield "no", subject, "not live: torch.npu.is_available() is False"
+            return
+        what = f"{torch.npu.device_count()} x {torch.npu.get_device_name()}"
+        if library.parent.name == "npu_simulated":
+            what += ", SIMULATED"
+        trial = _trial("npu")
+        yield "no" if "DIFFERS" in trial else "ok", subject, f"live ({what}); {trial}"
+    except Exception as error:
+        yield "no", subject, f"not live: {_first_line(error)}"
+
+
+def _lmdeploy() -> Iterator[Line]:
+    try:
+        from npu_rope import lmdeploy
+
+        yield from lmdeploy.status()
+    except Exception as error:
+        yield "no", "LMDeploy", _first_line(error)
 
 
 def report() -> list[Line]:
-    looks: list[Callable[[], Iterator[Line]]] = [_torch, _torch_npu, _cann, _lmdeploy, _operator]
+    looks: list[Callable[[], Iterator[Line]]] = [_torch, _torch_npu, _cann, _operator, _lmdeploy]
     python = f"{platform.python_version()} on {platform.machine()}, {sys.executable}"
     lines: list[Line] = [("ok", "python", python), ("ok", "npu_rope", npu_rope.__version__)]
     for look in looks:

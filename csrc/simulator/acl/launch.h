@@ -1,0 +1,17 @@
+// How a kernel that was compiled for the simulator is launched.
+#pragma once
+
+#include <acl/acl_base.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace npu_rope::acl {
+
+/// Enqueues a kernel on simulated cores and returns CANN's error code. `kernel` is called once for
+/// each of the blocks and may touch the live allocations of the stream's device, and nothing else.
+uint32_t launch_kernel(const std::string& function, uint32_t blocks, aclrtStream stream,
+                       std::function<void()> kernel);
+
+}  // namespace npu_rope::acl

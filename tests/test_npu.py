@@ -1,0 +1,39 @@
+"""The tests of npu tensors, each file in a child process where the simulated runtime is.
+
+On a machine with an NPU, `make test-npu` runs the same files on the device.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("name", ["npu_operator", "npu_streams", "npu_faults"])
+def test_simulated(name: str) -> None:
+    pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", f"{HERE / name}.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "npu_rope", "simulate", "--", *pytest_command],
+        cwd=HERE.parent,
+        env={**os.environ, "NPU_ROPE_SIM_DEVICES": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_simulation_stays_in_its_process() -> None:
+    """Plain Python of this environment sees neither torch_npu nor the simulated runtime."""
+    code = (
+        "import importlib.util, torch, npu_rope\n"
+        "assert importlib.util.find_spec('torch_npu') is None\n"
+        "assert 'npu_simulated' not in open('/proc/self/maps').read()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
