@@ -1,0 +1,5 @@
+from torch.profiler import profile  # noqa: F401
+
+
+class ProfilerActivity:
+    CPU = NPU = None

@@ -1,0 +1,66 @@
+"""The drop-in in LMDeploy's and dlinfer's own code, as published.
+
+dlinfer changes torch for the whole process, so each file of tests/lmdeploy is run by a pytest of
+its own, in which `import lmdeploy` finds the packages that tests/lmdeploy/packages.py has brought.
+The newest pair goes through every file. For the other pairs of the compatibility table:
+
+    NPU_ROPE_LMDEPLOY_PAIRS=all python -m pytest tests/test_lmdeploy.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent / "lmdeploy"
+sys.path.append(str(HERE))
+
+import packages  # noqa: E402
+
+
+def run(file: str, pair: tuple[str, str], npu: bool = False) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / file]
+    if npu:
+        command = [sys.executable, "-m", "npu_rope", "simulate", "--", *command]
+    result = subprocess.run(
+        [str(part) for part in command],
+        env=packages.environment(pair, npu),
+        cwd=HERE.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\b[1-9]\d* passed", result.stdout)
+
+
+@pytest.mark.parametrize("file", ["layer.py", "models.py", "processes.py"])
+def test_newest_pair(file: str) -> None:
+    run(file, packages.NEWEST)
+
+
+def test_newest_pair_on_npu_tensors() -> None:
+    run("npu.py", packages.NEWEST, npu=True)
+
+
+def test_doctor_s_table_is_what_is_tested() -> None:
+    from npu_rope.lmdeploy import TESTED
+
+    table = {(lmdeploy, dlinfer) for lmdeploy, many in TESTED.items() for dlinfer in many}
+    assert table == {packages.NEWEST, *packages.OLDER}
+
+
+older = pytest.mark.skipif(
+    os.environ.get("NPU_ROPE_LMDEPLOY_PAIRS") != "all", reason="NPU_ROPE_LMDEPLOY_PAIRS is not all"
+)
+
+
+@older
+@pytest.mark.parametrize("pair", packages.OLDER, ids=" x ".join)
+def test_older_pair(pair: tuple[str, str]) -> None:
+    run("pair.py", pair)
