@@ -9,14 +9,22 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test test-npu bench lint clean
+.PHONY: demo test test-npu test-lmdeploy bench lint clean
 
+# The demo's last section shows LMDeploy's own layer, where its packages can be had.
 demo: $(VENV)/built
+	-@$(BIN)/python tests/lmdeploy/packages.py
 	@$(BIN)/python -m npu_rope demo
 
+# What tests would fetch and build by themselves, here with its progress shown.
 test: $(VENV)/built
+	@$(BIN)/python tests/lmdeploy/packages.py
 	@$(BIN)/python -m npu_rope simulate -- true
 	$(BIN)/python -m pytest $(ARGS)
+
+# Every pair of LMDeploy and dlinfer of the compatibility table, not the newest alone.
+test-lmdeploy: $(VENV)/built
+	NPU_ROPE_LMDEPLOY_PAIRS=all $(BIN)/python -m pytest tests/test_lmdeploy.py $(ARGS)
 
 # On a machine with an NPU: the tests of npu tensors on the device itself.
 test-npu: $(VENV)/built
@@ -31,7 +39,7 @@ lint: $(VENV)/packages
 	git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 clean:
-	rm -rf $(VENV) build dist python/*.egg-info python/npu_rope/_C*.so
+	rm -rf $(VENV) build dist python/*.egg-info python/npu_rope/*.so
 
 # torch first and by itself: what comes after is then satisfied by it and never replaces it.
 $(VENV)/packages: pyproject.toml Makefile

@@ -28,11 +28,19 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", folder], check=True)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
-            built = folder / Path(self.get_ext_filename(extension.name)).name
-            if target.exists() and filecmp.cmp(built, target, shallow=False):
-                continue
+            self._place(folder / Path(self.get_ext_filename(extension.name)).name, target)
+            # Built only where CANN and torch_npu are; one of an earlier build is not kept.
+            library = folder / "libnpu_rope_npu.so"
+            self._place(library, target.with_name(library.name))
+
+    @staticmethod
+    def _place(built: Path, target: Path) -> None:
+        """Makes target what was built, or nothing where nothing was built."""
+        if built.exists() and target.exists() and filecmp.cmp(built, target, shallow=False):
+            return
+        target.unlink(missing_ok=True)  # a process that has the old file mapped keeps it
+        if built.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # a process that has the old file mapped keeps it
             shutil.copy2(built, target)
 
     @staticmethod

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from npu_rope import simulator
 
+from . import lmdeploy
+
 if TYPE_CHECKING:
     from .cases import Case
     from .measure import Row
@@ -76,6 +78,9 @@ def main(argv: list[str]) -> int:
         if not is_accurate(rows):
             accurate = False
             print("   WRONG: npu_rope with float32 tables is less accurate than Hugging Face")
+    progress("running LMDeploy's own layer ...")
+    progress("")
+    accurate &= lmdeploy.section() == 0
     print(f"\n{LEGEND}\nDone in {time.perf_counter() - begin:.0f} s.")
     return 0 if accurate else 1
 
