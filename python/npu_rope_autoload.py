@@ -1,9 +1,9 @@
 """The `torch.backends` entry point: `import torch` runs install() in every process.
 
-It puts one finder on sys.meta_path, which lets every import pass but the three in WATCHED. After one
-of those has been executed, npu_rope.lmdeploy takes its place in it. Until then nothing of npu_rope
-is loaded, and nothing of LMDeploy ever is from here. The standard library alone, because an
-exception in here would break `import torch`: for that, this is no module of the package npu_rope.
+It puts one finder on sys.meta_path, which lets every import pass but the three in WATCHED. After
+one of those has been executed, npu_rope.lmdeploy takes its place in it. Until then nothing of
+npu_rope is loaded, and nothing of LMDeploy ever is from here. The standard library alone, and no
+module of the package npu_rope, because an exception in here would break `import torch`.
 """
 
 from __future__ import annotations

@@ -69,6 +69,16 @@ def delay(function: str, milliseconds: int) -> Iterator[None]:
         _runtime.npu_rope_sim_delay(function.encode(), 0)
 
 
+@contextmanager
+def held(function: str) -> Iterator[None]:
+    """What `function` asks the device for does not begin as long as this lasts."""
+    _runtime.npu_rope_sim_hold(function.encode(), 1)
+    try:
+        yield
+    finally:
+        _runtime.npu_rope_sim_hold(function.encode(), 0)
+
+
 def live_bytes(device: int = 0) -> int:
     return _runtime.npu_rope_sim_live_bytes(device)
 

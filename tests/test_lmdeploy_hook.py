@@ -319,6 +319,10 @@ from npu_rope import lmdeploy
 print(*map(" ".join, lmdeploy.status()), file=sys.stderr, sep="\\n")
 """
     off = run(site, program)
+    assert "--   hook TORCH_DEVICE_BACKEND_AUTOLOAD=0" in off and "lmdeploy and dlinfer" in off
+    (site / "lmdeploy-0.18.0.dist-info").mkdir()
+    (site / "lmdeploy-0.18.0.dist-info/METADATA").write_text("Name: lmdeploy\nVersion: 0.18.0\n")
+    off = run(site, program)
     assert "no   hook TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps it off: unset it, or call" in off
     assert "ok   self-check a call as LMDeploy's vision layers make it equals" in off
     assert "ok   hook import hook inst" in run(site, program, TORCH_DEVICE_BACKEND_AUTOLOAD="1")

@@ -15,18 +15,27 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["npu_operator", "npu_streams", "npu_faults"])
-def test_simulated(name: str) -> None:
-    pytest_command = [sys.executable, "-m", "pytest", "-q", "-x", f"{HERE / name}.py"]
+def run(name: str, *options: str, **environment: str) -> None:
+    pytest_command = [sys.executable, "-m", "pytest", "-q", f"{HERE / name}.py", *options]
     done = subprocess.run(
         [sys.executable, "-m", "npu_rope", "simulate", "--", *pytest_command],
         cwd=HERE.parent,
-        env={**os.environ, "NPU_ROPE_SIM_DEVICES": "2"},
+        env={**os.environ, "NPU_ROPE_SIM_DEVICES": "2", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["npu_operator", "npu_streams", "npu_faults"])
+def test_simulated(name: str) -> None:
+    run(name)
+
+
+def test_every_tensor_an_allocation_of_its_own() -> None:
+    """Without torch_npu's cache, a kernel that leaves its tensor leaves its allocation."""
+    run("npu_operator", "-k", "bits or out_writes", PYTORCH_NO_NPU_MEMORY_CACHING="1")
 
 
 def test_simulation_stays_in_its_process() -> None:

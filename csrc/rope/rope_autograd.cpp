@@ -8,8 +8,8 @@
 // its transposed is apply, so one autograd function serves both, to any order.
 #include "rope/rope_autograd.h"
 
-#include <ATen/core/Tensor.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -8,7 +8,15 @@ import sys as _sys
 
 from npu_rope._version import __version__
 
-__all__ = ["__version__", "apply", "apply_", "apply_backward", "apply_out", "reference", "simulator"]
+__all__ = [
+    "__version__",
+    "apply",
+    "apply_",
+    "apply_backward",
+    "apply_out",
+    "reference",
+    "simulator",
+]
 
 
 def _load() -> None:

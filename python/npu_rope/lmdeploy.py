@@ -258,9 +258,9 @@ class _Place:
     name: str
     replace: Callable[[Callable[..., Any]], Callable[..., Any]]
 
-    def get(self, module: ModuleType) -> Callable[..., Any]:
-        owner = getattr(module, self.owner)
-        return (owner if isinstance(owner, dict) else vars(owner))[self.name]
+    def find(self, module: ModuleType) -> Callable[..., Any] | None:
+        owner = getattr(module, self.owner, {})
+        return (owner if isinstance(owner, dict) else vars(owner)).get(self.name)
 
     def set(self, module: ModuleType, value: Callable[..., Any]) -> None:
         owner = getattr(module, self.owner)
@@ -310,9 +310,8 @@ def patch_what_is_loaded(executed: str | None = None) -> None:
 
 
 def _patch(place: _Place, module: ModuleType) -> None:
-    try:
-        found = place.get(module)
-    except (AttributeError, KeyError):
+    found = place.find(module)
+    if found is None:
         logger.warning(
             "npu_rope knows no %s.%s in this version of %s, and leaves it as it is",
             place.owner,
@@ -351,7 +350,7 @@ def disable() -> None:
             module = sys.modules.get(place.module)
             if module is None:
                 continue
-            if place.get(module) is replacement:
+            if place.find(module) is replacement:
                 place.set(module, original)
             else:  # ours lies under another's, and hands everything on from now on
                 logger.warning("%s.%s was replaced again: left", place.owner, place.name)

@@ -90,7 +90,7 @@ class Trace:
         return sum(c.repeats for c in counts if not instructions or c.api in instructions)
 
     def timeline(self, core: int) -> Iterator[tuple[float, float, Any]]:
-        """(begin, end, event) of a core's instructions, in cycles, none waiting longer than it must.
+        """(begin, end, event) of a core's instructions, in cycles, none waiting more than it must.
 
         An instruction begins when its pipe is free and all that it depends on has ended. That is
         the order which the kernel's flags enforce; its lengths are modelled, not measured.

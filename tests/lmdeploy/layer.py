@@ -334,6 +334,10 @@ def test_an_error_of_the_operator_leaves_the_default_serving(
     assert [record.getMessage() for record in caplog.records] == [
         "npu_rope steps aside, LMDeploy's own operator serves: RuntimeError: no such kernel"
     ]
-    assert ("no", "  stepped aside", "RuntimeError: no such kernel") in drop_in.status()
+    status = drop_in.status()
+    assert ("no", "  stepped aside", "RuntimeError: no such kernel") in status
+    assert ("ok", "LMDeploy", "0.18.0 with dlinfer-ascend 0.2.7: a tested pair") in status
+    trial = "in a new process, LMDeploy's Ascend layer runs npu_rope's operator"
+    assert ("ok", "  trial", trial) in status
     drop_in.enable()
     assert drop_in.is_active() and launches(lambda: layer(q, k, cos, sin)) == OURS[:1]

@@ -1,10 +1,14 @@
 #include "calls.h"
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
+#include <thread>
 
 #include "control.h"
 
@@ -23,6 +27,8 @@ struct State {
   std::string log;
   std::map<std::string, Fault> faults;
   std::map<std::string, int> delays;
+  std::set<std::string> held;
+  std::condition_variable released;
 };
 
 // NPU_ROPE_SIM_FAULTS=function:code[:after[:times]],…
@@ -68,6 +74,7 @@ thread_local std::string recent_error;
 }  // namespace
 
 void enter(const std::string& function, const std::string& detail) {
+  hold_up(function + "@call");
   State& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
   if (s.logging) s.log += function + (detail.empty() ? "" : " " + detail) + "\n";
@@ -81,11 +88,14 @@ void enter_on_device(const std::string& function) {
   if (found != s.faults.end()) throw_fault(s, function + "@device");
 }
 
-int delay_of(const std::string& function) {
+void hold_up(const std::string& function) {
   State& s = state();
-  const std::lock_guard<std::mutex> lock(s.mutex);
-  const auto found = s.delays.find(function);
-  return found == s.delays.end() ? 0 : found->second;
+  std::unique_lock<std::mutex> lock(s.mutex);
+  s.released.wait(lock, [&] { return s.held.count(function) == 0; });
+  const auto delay = s.delays.find(function);
+  const int milliseconds = delay == s.delays.end() ? 0 : delay->second;
+  lock.unlock();
+  std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
 }
 
 std::atomic<bool>& runs_kernels() {
@@ -142,4 +152,17 @@ void npu_rope_sim_delay(const char* function, int milliseconds) {
   State& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.delays[function] = milliseconds;
+}
+
+void npu_rope_sim_hold(const char* function, int hold) {
+  State& s = state();
+  {
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    if (hold) {
+      s.held.insert(function);
+    } else {
+      s.held.erase(function);
+    }
+  }
+  s.released.notify_all();
 }

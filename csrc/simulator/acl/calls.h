@@ -22,8 +22,8 @@ void enter(const std::string& function, const std::string& detail = "");
 /// Throws if a fault is injected for the device's part of this function ("name@device").
 void enter_on_device(const std::string& function);
 
-/// How long the tests want every task of this function to take, in milliseconds.
-int delay_of(const std::string& function);
+/// Waits as long as the tests want this function ("name@call") or its tasks ("name") to take.
+void hold_up(const std::string& function);
 
 /// Whether a launched kernel runs; see control.h.
 std::atomic<bool>& runs_kernels();

@@ -14,8 +14,12 @@ const char* npu_rope_sim_log_stop();
 /// "name@device" fails when the device runs the task, "*" is every function. Code 0 ends it.
 void npu_rope_sim_fail(const char* function, int code, int after, int times);
 
-/// Makes every task of `function` take so much longer on the device.
+/// Makes every task of `function` take so much longer on the device; "name@call": the call itself,
+/// which for what is queued holds up torch_npu's queue.
 void npu_rope_sim_delay(const char* function, int milliseconds);
+
+/// 1: the tasks (or calls) of `function` wait. 0: they go on.
+void npu_rope_sim_hold(const char* function, int hold);
 
 /// 0: kernels are launched but do nothing, so that a benchmark times the host alone. 1: as usual.
 void npu_rope_sim_run_kernels(int run);

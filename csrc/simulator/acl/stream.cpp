@@ -1,6 +1,5 @@
 #include "stream.h"
 
-#include <chrono>
 #include <map>
 
 #include "device.h"
@@ -37,7 +36,7 @@ std::unique_ptr<Stream> take(aclrtStream handle) {
 
 std::optional<Failure> run_task(const Task& task) {
   try {
-    std::this_thread::sleep_for(std::chrono::milliseconds(delay_of(task.function)));
+    hold_up(task.function);
     enter_on_device(task.function);
     task.work();
     return std::nullopt;
