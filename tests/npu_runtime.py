@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import ParamSpec
 
 import pytest
+import torch
 
 Args = ParamSpec("Args")
 
@@ -93,6 +94,7 @@ def in_a_fork(**environment: str) -> Callable[[Callable[Args, None]], Callable[A
     def decorate(test: Callable[Args, None]) -> Callable[Args, None]:
         @functools.wraps(test)
         def run(*args: Args.args, **kwargs: Args.kwargs) -> None:
+            assert not torch.npu.is_initialized(), "run this file by itself: its tests fork"
             with tempfile.TemporaryFile("w+") as output:
                 child = os.fork()
                 if child == 0:

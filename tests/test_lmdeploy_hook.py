@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import npu_rope
 import npu_rope_autoload
 import pytest
 
@@ -82,7 +83,8 @@ def run(site: Path, program: str, **env: str) -> str:
             try:
                 os.environ.update({**SWITCH, **env})
                 sys.path.insert(0, str(site))
-                sys.modules.pop("npu_rope.lmdeploy", None)
+                if sys.modules.pop("npu_rope.lmdeploy", None):  # another test's
+                    del npu_rope.lmdeploy
                 logging.getLogger().handlers.clear()
                 npu_rope_autoload.uninstall()
                 exec(BEGIN + program, {})
