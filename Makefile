@@ -31,7 +31,8 @@ test-npu: $(VENV)/built
 	$(BIN)/python -m pytest tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
 
 bench: $(VENV)/built
-	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py bench)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/packages
 	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py dev)

@@ -1,7 +1,4 @@
-"""The CPU kernel against the memory's own limit, an empty operator, and other people's ways.
-
-    python benchmarks/bench_cpu.py [--threads 1 2] [--dtypes bfloat16 float16] [--shapes dec64 ...]
-                                   [--styles half interleaved] [--rounds N] [--no-peers] [--quick]
+"""CPU, measured: against the memory's own limit, an empty operator, and other people's ways.
 
 The limit is a read-modify-write pass over q and k and one read of the tables, in C++, with the same
 threads and through the same dispatcher (the better of two, with and without software prefetch).
@@ -15,11 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-
-# Before torch is imported: a thread that moves between cores loses its caches.
-os.environ.setdefault("OMP_PROC_BIND", "true")
-os.environ.setdefault("OMP_PLACES", "cores")
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,15 +23,18 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-# (tokens, q heads, k heads, head_dim): Qwen2.5-72B's decode and prefill, Qwen2.5-VL's vision tower.
+from benchmarks import report, shapes
+from benchmarks.shapes import Case, Tensors
+
+NOTE = "measured on this machine's CPU"
 SHAPES = {
-    "dec1": (1, 64, 8, 128),
-    "dec8": (8, 64, 8, 128),
-    "dec64": (64, 64, 8, 128),
-    "dec256": (256, 64, 8, 128),
-    "vis4096": (4096, 16, 16, 80),
-    "vis16384": (16384, 16, 16, 80),
-    "prefill": (4096, 64, 8, 128),
+    "dec1": Case("Qwen2.5-72B", 1),
+    "dec8": Case("Qwen2.5-72B", 8),
+    "dec64": Case("Qwen2.5-72B", 64),
+    "dec256": Case("Qwen2.5-72B", 256),
+    "vis4096": Case("Qwen2.5-VL vision", 4096),
+    "vis16384": Case("Qwen2.5-VL vision", 16384),
+    "prefill": Case("Qwen2.5-72B", 4096),
 }
 DRAM_SHAPES = ("vis4096", "vis16384", "prefill")
 BEYOND_CACHE = 256 << 20  # bytes: the traffic of a turn over all sets of buffers, for DRAM shapes
@@ -49,36 +44,9 @@ DECODE_LIMIT, CLONE_LIMIT = 1.6, 1.2
 Call = Callable[[], object]
 
 
-@dataclass
-class Rope:
-    """One rotation's tensors, q and k perhaps slices of one packed QKV."""
-
-    q: Tensor
-    k: Tensor
-    cos: Tensor
-    sin: Tensor
-    options: dict[str, bool]
-
-    @property
-    def bytes(self) -> int:
-        rows, tables = self.q.nbytes + self.k.nbytes, self.cos.nbytes + self.sin.nbytes
-        return 2 * rows + tables
-
-    def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.q, self.k, self.cos, self.sin
-
-
-def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Rope:
-    tokens, q_heads, k_heads, dim = SHAPES[shape]
-    qkv = torch.randn(tokens, q_heads + 2 * k_heads, dim).to(dtype)
-    q, k = qkv[:, :q_heads], qkv[:, q_heads : q_heads + k_heads]
-    if not packed:
-        q, k = q.contiguous(), k.contiguous()
-    inverse = 1e6 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * inverse
-    interleaved = style == "interleaved"
-    full = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
-    return Rope(q, k, full.cos().float(), full.sin().float(), {"interleaved": interleaved})
+def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Tensors:
+    rows = "packed" if packed else "dense"
+    return shapes.make(SHAPES[shape], dtype, style=style, rows=rows)
 
 
 # The peers, for half style.
@@ -155,15 +123,10 @@ class Row:
     target: str = ""
     met: bool | None = None
 
-    def __str__(self) -> str:
-        gbs = f"{self.gbs:7.1f}" if self.gbs else " " * 7
-        ratio = f"{self.ratio:6.2f}" if self.ratio else " " * 6
-        met = "" if self.met is None else "met" if self.met else "MISSED"
-        columns = f"{self.what:42} {self.threads} {self.name:26} {self.us:10.2f} {gbs} {ratio}"
-        return f"{columns}  {self.target:16} {met}".rstrip()
-
-
-HEADER = f"{'case':42} T {'competitor':26} {'µs':>10} {'GB/s':>7} {'ratio':>6}  target"
+    def as_row(self) -> report.Row:
+        row = {"case": self.what, "threads": self.threads, "competitor": self.name, "us": self.us}
+        row |= {"GB/s": self.gbs, "ratio": self.ratio, "target": self.target, "met": self.met}
+        return row
 
 
 def in_place_target(shape: str, dtype: torch.dtype, threads: int) -> float | None:
@@ -176,18 +139,18 @@ def in_place_target(shape: str, dtype: torch.dtype, threads: int) -> float | Non
     return None
 
 
-def check(rope: Rope) -> None:
+def check(rope: Tensors) -> None:
     """Bit for bit, in place and not, before anything is timed."""
     want = npu_rope.reference.apply(*rope.args(), **rope.options)
     got = torch.ops.npu_rope.apply(*rope.args(), **rope.options)
-    copy = Rope(rope.q.clone(), rope.k.clone(), rope.cos, rope.sin, rope.options)
-    torch.ops.npu_rope.apply_(*copy.args(), **copy.options)
-    for result, expected in zip((*got, copy.q, copy.k), (*want, *want), strict=True):
+    q, k = rope.q.clone(), rope.k.clone()
+    torch.ops.npu_rope.apply_(q, k, rope.cos, rope.sin, **rope.options)
+    for result, expected in zip((*got, q, k), (*want, *want), strict=True):
         if not torch.equal(result, expected):
             raise SystemExit(f"wrong result for {tuple(rope.q.shape)} {rope.q.dtype}")
 
 
-def check_peer(name: str, peer: Callable[..., tuple[Tensor, Tensor]], rope: Rope) -> None:
+def check_peer(name: str, peer: Callable[..., tuple[Tensor, Tensor]], rope: Tensors) -> None:
     got = peer(rope.q.clone(), rope.k.clone(), rope.cos, rope.sin)
     want = npu_rope.reference.apply(*rope.args(), **rope.options)
     for result, expected in zip(got, want, strict=True):
@@ -284,8 +247,7 @@ def all_rows(args: argparse.Namespace) -> Iterator[Row]:
                 yield from out_of_place_rows(shape, dtype, threads, args)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -293,10 +255,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
-    args = parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> list[report.Row]:
     if args.quick:
         args.rounds = min(args.rounds, 10)
-
     print("compiling the baselines ...", flush=True)
     cpp_extension.load(
         "npu_rope_bench",
@@ -306,19 +269,15 @@ def main() -> None:
         is_python_module=False,
     )
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"torch {torch.__version__}, {capability}, {os.cpu_count()} CPUs")
+    machine = f"torch {torch.__version__}, {capability}, {os.cpu_count()} CPUs"
     rows = []
     with torch.no_grad():
         for row in all_rows(args):
-            print(row, flush=True)  # progress
-            rows.append(row)
-
-    print(f"\n{HEADER}")
-    for row in rows:
-        print(row)
-    targets = [row for row in rows if row.met is not None]
-    print(f"\n{sum(bool(row.met) for row in targets)} of {len(targets)} targets met")
-
-
-if __name__ == "__main__":
-    main()
+            print(f"{row.what}, {row.name}: {row.us:.2f} µs", flush=True)  # progress
+            rows.append(row.as_row())
+    print(f"\n{machine}\n{report.table(rows)}")
+    targets = [row["met"] for row in rows if row["met"] is not None]
+    print(f"\n{sum(targets)} of {len(targets)} targets met")
+    if not args.quick:
+        print(f"written: {report.save('cpu', f'{NOTE}: {machine}', rows)}")
+    return rows

@@ -18,6 +18,7 @@ Settings, all optional, by environment variables:
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.metadata
 import os
 import shutil
@@ -58,12 +59,6 @@ def _install_torch_npu(folder: Path) -> None:
 
 def _build_runtime(torch_npu: Path) -> Path:
     """The folder of the simulated runtime, built from the checkout's sources where they changed."""
-    if not (SOURCES / "csrc" / "simulator" / "acl").is_dir():
-        sys.exit(
-            "npu_rope simulate: the simulated runtime is built from sources, which are not beside "
-            "this installation: clone the repository and run `make test` or "
-            "`pip install --no-build-isolation --editable .` there"
-        )
     # The folder of setup.py, whose objects are the same.
     folder = SOURCES / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
     runtime = folder / "npu_simulated"
@@ -100,7 +95,16 @@ def environment() -> dict[str, str]:
     torch_npu = torch_npu_folder()
     if not torch_npu.exists():
         _install_torch_npu(torch_npu)
-    runtime = _build_runtime(torch_npu)
+    if not (SOURCES / "csrc" / "simulator" / "acl").is_dir():
+        sys.exit(
+            "npu_rope simulate: the simulated runtime is built from sources, which are not beside "
+            "this installation: clone the repository and run `make test` or "
+            "`pip install --no-build-isolation --editable .` there"
+        )
+    SOURCES.joinpath("build").mkdir(exist_ok=True)
+    with open(SOURCES / "build" / "simulate.lock", "w") as lock:  # one build at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runtime = _build_runtime(torch_npu)
 
     def before(name: str, path: Path) -> str:
         return os.pathsep.join(filter(None, [str(path), os.environ.get(name)]))
