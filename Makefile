@@ -26,9 +26,9 @@ test: $(VENV)/built
 test-lmdeploy: $(VENV)/built
 	NPU_ROPE_LMDEPLOY_PAIRS=all $(BIN)/python -m pytest tests/test_lmdeploy.py $(ARGS)
 
-# On a machine with an NPU: the tests of npu tensors on the device itself.
-test-npu: $(VENV)/built
-	$(BIN)/python -m pytest tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
+# On a machine with an NPU, in the environment that has torch_npu and npu_rope: not in .venv.
+test-npu:
+	$(PYTHON) -m pytest tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
 
 bench: $(VENV)/built
 	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py bench)
