@@ -1,6 +1,5 @@
 // Module _C. Loading it registers the operators. What it binds is for tests and benchmarks: the
 // plan, and the simulated launch of the Ascend C kernel.
-#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/api/include/torch/version.h>
 #include <torch/csrc/utils/pybind.h>

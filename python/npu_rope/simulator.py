@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "SimulationError", "Trace", "apply", "apply_"]
 
-# For a timeline: cycles, from public figures (README, "How fast"). A vector repeat takes one cycle,
+# For a timeline without anything else installed: cycles, rounded from the documentation and public
+# cost models; `python -m benchmarks model` has full tables. A vector repeat takes one cycle,
 # a bank conflict one more, and an instruction these before its first result; a transfer takes its
 # latency, and then bytes at the rate that one core has for itself.
 VECTOR_LATENCY = 21
