@@ -11,9 +11,8 @@
 namespace npu_rope {
 namespace {
 
-constexpr int64_t kParallelBytes = 100 * 1024;        // below, waking the threads costs more
-constexpr int64_t kBytesPerThread = 50 * 1024;        // at least
-constexpr int64_t kPrefetchBytes = 10 * 1024 * 1024;  // above, the caches do not hold it
+constexpr int64_t kParallelBytes = 100 * 1024;  // below, waking the threads costs more
+constexpr int64_t kBytesPerThread = 50 * 1024;  // at least
 
 /// What torch itself found; ATEN_CPU_CAPABILITY narrows it.
 RotateRange choose_instruction_set() {
@@ -54,7 +53,6 @@ void rope_cpu(const RopeGeometry& geometry, const RopePointers& pointers) {
       range.q_head_end = geometry.q_heads * (part + 1) / parts;
       range.k_head_begin = geometry.k_heads * part / parts;
       range.k_head_end = geometry.k_heads * (part + 1) / parts;
-      range.prefetch = bytes >= kPrefetchBytes;
       rotate_range(geometry, pointers, range);
       unit += range.token_end - range.token_begin;
     }

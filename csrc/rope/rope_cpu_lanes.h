@@ -171,8 +171,8 @@ ROPE_INLINE U round_to_bf16(U bits) {
 
 // For one dtype: Compute is what it is rotated in. load() brings 2 * N elements as lanes, in order,
 // or dealt (kDealt: the even elements in a, the odd ones in b); store() rounds and takes them
-// back; rounded() is what store() and load() would make of the lanes. read() and write() do the
-// same for one element.
+// back; rounded() is what store() and load() would make of the lanes. With two pointers there are
+// N elements at each. read() and write() do the same for one element.
 
 template <class E>
 struct Native {
@@ -190,13 +190,21 @@ struct Native {
   }
 
   template <int N>
+  static ROPE_INLINE Two<E, N> load(const E* p, const E* q) {
+    return {load_vec<Vec<E, N>>(p), load_vec<Vec<E, N>>(q)};
+  }
+  template <int N>
   static ROPE_INLINE Two<E, N> load(const E* p) {
-    return {load_vec<Vec<E, N>>(p), load_vec<Vec<E, N>>(p + N)};
+    return load<N>(p, p + N);
+  }
+  template <int N>
+  static ROPE_INLINE void store(E* p, E* q, Two<E, N> v) {
+    store_vec(p, v.a);
+    store_vec(q, v.b);
   }
   template <int N>
   static ROPE_INLINE void store(E* p, Two<E, N> v) {
-    store_vec(p, v.a);
-    store_vec(p + N, v.b);
+    store<N>(p, p + N, v);
   }
 };
 using Float64 = Native<double>;
@@ -255,17 +263,40 @@ struct BFloat16 {
 
   template <int N>
   static ROPE_INLINE Two<float, N> load(const Element* p) {
-    using U = Vec<uint32_t, N>;
-    const U pairs = load_vec<U>(p);
-    return {bit_cast<Vec<float, N>>(pairs << 16), bit_cast<Vec<float, N>>(pairs & 0xffff0000u)};
+    return widen(load_vec<Vec<uint32_t, N>>(p));
+  }
+  template <int N>
+  static ROPE_INLINE Two<float, N> load(const Element* p, const Element* q) {
+    using H = Vec<uint32_t, N / 2>;
+    return widen(join(load_vec<H>(p), load_vec<H>(q), std::make_integer_sequence<int, N>()));
   }
   template <int N>
   static ROPE_INLINE void store(Element* p, Two<float, N> v) {
+    store_vec(p, narrow(v));
+  }
+  template <int N>
+  static ROPE_INLINE void store(Element* p, Element* q, Two<float, N> v) {
+    const auto elements = narrow(v);
+    std::memcpy(p, &elements, N * sizeof(Element));
+    std::memcpy(q, reinterpret_cast<const Element*>(&elements) + N, N * sizeof(Element));
+  }
+
+  template <class U, int N = sizeof(U) / 4>
+  static ROPE_INLINE Two<float, N> widen(U pairs) {
+    return {bit_cast<Vec<float, N>>(pairs << 16), bit_cast<Vec<float, N>>(pairs & 0xffff0000u)};
+  }
+  template <int N>
+  static ROPE_INLINE Vec<uint16_t, 2 * N> narrow(Two<float, N> v) {
     using U = Vec<uint32_t, N>;
     const U even = bit_cast<U>(v.a), odd = bit_cast<U>(v.b);
     // In lanes of 16 bits: one more where low > 0x8000, or low == 0x8000 and high is odd.
     const auto high = even_then_odd<N>(even >> 16, odd), low = even_then_odd<N>(even, odd << 16);
-    store_vec(p, high + (saturating_subtract<N>(low, ~high & 1) >> 15));
+    return high + (saturating_subtract<N>(low, ~high & 1) >> 15);
+  }
+  template <class H, int... Lane>
+  static ROPE_INLINE Vec<uint32_t, sizeof...(Lane)> join(H a, H b,
+                                                         std::integer_sequence<int, Lane...>) {
+    return __builtin_shufflevector(a, b, Lane...);
   }
 };
 
@@ -294,13 +325,21 @@ struct Float16 {
   }
 
   template <int N>
+  static ROPE_INLINE Two<float, N> load(const Element* p, const Element* q) {
+    return {widen<N>(p), widen<N>(q)};
+  }
+  template <int N>
   static ROPE_INLINE Two<float, N> load(const Element* p) {
-    return {widen<N>(p), widen<N>(p + N)};
+    return load<N>(p, p + N);
+  }
+  template <int N>
+  static ROPE_INLINE void store(Element* p, Element* q, Two<float, N> v) {
+    narrow<N>(p, v.a);
+    narrow<N>(q, v.b);
   }
   template <int N>
   static ROPE_INLINE void store(Element* p, Two<float, N> v) {
-    narrow<N>(p, v.a);
-    narrow<N>(p + N, v.b);
+    store<N>(p, p + N, v);
   }
 
   template <int N>

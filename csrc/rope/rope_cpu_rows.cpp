@@ -11,8 +11,7 @@ namespace {
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
 constexpr int64_t kBlockTokens = 32;
-constexpr int64_t kGroupHeads = 8;  // of one token, rotated together
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kGroupHeads = 16;  // of one token, rotated together
 constexpr int64_t kLineBytes = 64;
 
 /// From which order to which a row is rotated.
@@ -48,19 +47,33 @@ ROPE_INLINE Two<E, N> without_nan_payload(Two<E, N> v) {
   return {without_nan_payload(v.a), without_nan_payload(v.b)};
 }
 
+// A whole step is 2 * N pairs: two vectors of first partners, two of second ones. A half step is N
+// pairs in two vectors together. Both carry a vector's width to an overload.
 template <int N>
-struct Lanes {};  // carries a vector's width to a lambda
+struct Whole {};
+template <int N>
+struct Half {};
+struct Single {};
 
-/// Cuts pairs into steps of 2 * N, then of narrower vectors, then single pairs (N = 0), and calls
-/// f(Lanes<N>, first pair).
+/// Cuts pairs into whole steps, then half steps of ever narrower vectors, then single pairs, and
+/// calls f(step, first pair).
 template <int N, int Narrowest, class F>
-ROPE_INLINE void for_each_step(int64_t pairs, const F& f, int64_t first = 0) {
-  for (; first + 2 * N <= pairs; first += 2 * N) f(Lanes<N>(), first);
-  if constexpr (N > Narrowest) {
-    for_each_step<N / 2, Narrowest>(pairs, f, first);
-  } else {
-    for (; first < pairs; ++first) f(Lanes<0>(), first);
+ROPE_INLINE void for_each_half_step(int64_t pairs, const F& f, int64_t first) {
+  if (first + N <= pairs) {
+    f(Half<N>(), first);
+    first += N;
   }
+  if constexpr (N > Narrowest) {
+    for_each_half_step<N / 2, Narrowest>(pairs, f, first);
+  } else {
+    for (; first < pairs; ++first) f(Single(), first);
+  }
+}
+template <int N, int Narrowest, class F>
+ROPE_INLINE void for_each_step(int64_t pairs, const F& f) {
+  int64_t first = 0;
+  for (; first + 2 * N <= pairs; first += 2 * N) f(Whole<N>(), first);
+  for_each_half_step<N, Narrowest>(pairs, f, first);
 }
 
 template <class T, Order order>
@@ -73,7 +86,8 @@ struct Rotation {
 
   // The prepared table of a token has four values for each pair, with the sign inside sin1,
   //   y1 = x1 * cos1 + x2 * sin1,  y2 = x2 * cos2 + x1 * sin2,
-  // and lies step by step in the lanes' order: 2 * N of cos1, of sin1, of cos2, of sin2.
+  // and lies step by step in the lanes' order: cos1, sin1, cos2, sin2 of a whole step, and of a
+  // half one cos1 and cos2 together, then sin1 and sin2.
 
   template <class F>
   static ROPE_INLINE void for_each_step(int64_t pairs, const F& f) {
@@ -103,18 +117,18 @@ struct Rotation {
   }
 
   /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
-  /// may be the same unless the order changes. Step by step, so that the table stays in registers.
-  /// Each step prefetches what lies `ahead` elements further, 0 for nothing new.
+  /// may be the same unless the order changes. Step by step, so that the table stays in registers;
+  /// a step prefetches its part of a row that lies `ahead` elements further.
   static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
                                        int64_t y_stride, int64_t heads, int64_t pairs,
                                        const Compute* table, int64_t ahead) {
-    for_each_step(pairs, [&](auto lanes, int64_t first) {
-      rotate_step(lanes, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first, ahead);
+    for_each_step(pairs, [&](auto step, int64_t first) {
+      rotate_step(step, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first, ahead);
     });
   }
 
   template <int N>
-  static ROPE_INLINE void rotate_step(Lanes<N>, const Element* x, Element* y, int64_t x_stride,
+  static ROPE_INLINE void rotate_step(Whole<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
                                       const Compute* table, int64_t ahead) {
     const auto cos1 = Table::template load<N>(table);
@@ -153,11 +167,43 @@ struct Rotation {
     }
   }
 
-  static ROPE_INLINE void rotate_step(Lanes<0>, const Element* x, Element* y, int64_t x_stride,
+  template <int N>
+  static ROPE_INLINE void rotate_step(Half<N>, const Element* x, Element* y, int64_t x_stride,
+                                      int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
+                                      const Compute* table, int64_t ahead) {
+    const auto cos = Table::template load<N>(table);
+    const auto sin = Table::template load<N>(table + 2 * N);
+    for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+      __builtin_prefetch(x + first + ahead);
+      __builtin_prefetch(x + pairs + first + ahead);
+      Two<Compute, N> u, partner;
+      if constexpr (reads_interleaved(order)) {
+        u = to_pairs(T::template load<N>(x + 2 * first));
+        partner = {u.b, u.a};
+      } else {
+        u = T::template load<N>(x + first, x + pairs + first);
+        if constexpr (writes_interleaved(order)) {
+          u = in_order<T>(u);
+          partner = {u.b, u.a};
+        } else {
+          partner = T::template load<N>(x + pairs + first, x + first);
+        }
+      }
+      Two<Compute, N> v = {u.a * cos.a + partner.a * sin.a, u.b * cos.b + partner.b * sin.b};
+      if constexpr (writes_interleaved(order)) {
+        T::template store<N>(y + 2 * first, from_pairs(v));
+      } else {
+        if constexpr (reads_interleaved(order)) v = as_loaded<T>(v);
+        T::template store<N>(y + first, y + pairs + first, v);
+      }
+    }
+  }
+
+  static ROPE_INLINE void rotate_step(Single, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t pair,
                                       const Compute* table, int64_t) {
     constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
-    const Compute cos1 = table[0], sin1 = table[1], cos2 = table[2], sin2 = table[3];
+    const Compute cos1 = table[0], cos2 = table[1], sin1 = table[2], sin2 = table[3];
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
       const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
       const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
@@ -216,8 +262,8 @@ struct Rotation {
     const int64_t second = geometry.half_tables ? 0 : pairs;
     const bool transpose = geometry.transpose;
 
-    for_each_step(pairs, [&](auto lanes, int64_t first) {
-      arrange(lanes, cos, sin, first, second, dealt, transpose, table + 4 * first);
+    for_each_step(pairs, [&](auto step, int64_t first) {
+      arrange(step, cos, sin, first, second, dealt, transpose, table + 4 * first);
     });
   }
 
@@ -237,7 +283,7 @@ struct Rotation {
   }
 
   template <int N>
-  static ROPE_INLINE void arrange(Lanes<N>, const Compute* cos, const Compute* sin, int64_t first,
+  static ROPE_INLINE void arrange(Whole<N>, const Compute* cos, const Compute* sin, int64_t first,
                                   int64_t second, bool dealt, bool transpose, Compute* table) {
     Two<Compute, N> cos1, cos2, sin1, sin2;
     take<N>(cos, first, second, dealt, cos1, cos2);
@@ -252,13 +298,28 @@ struct Rotation {
     put(3, transpose ? minus_sin1 : sin2);
   }
 
-  static ROPE_INLINE void arrange(Lanes<0>, const Compute* cos, const Compute* sin, int64_t pair,
+  template <int N>
+  static ROPE_INLINE void arrange(Half<N>, const Compute* cos, const Compute* sin, int64_t first,
+                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+    const auto take_both = [&](const Compute* row) {
+      if (dealt) return deal(Table::template load<N>(row + 2 * first));
+      return Table::template load<N>(row + first, row + second + first);
+    };
+    const Two<Compute, N> both_sin = take_both(sin);
+    const Vec<Compute, N> minus_sin1 = -both_sin.a, sin2 = both_sin.b;
+    Table::template store<N>(table, as_rotated(take_both(cos)));
+    Table::template store<N>(table + 2 * N,
+                             as_rotated(transpose ? Two<Compute, N>{sin2, minus_sin1}
+                                                  : Two<Compute, N>{minus_sin1, sin2}));
+  }
+
+  static ROPE_INLINE void arrange(Single, const Compute* cos, const Compute* sin, int64_t pair,
                                   int64_t second, bool dealt, bool transpose, Compute* table) {
     const int64_t i1 = dealt ? 2 * pair : pair;
     const int64_t i2 = dealt ? 2 * pair + 1 : second + pair;
     table[0] = cos[i1];
-    table[1] = transpose ? sin[i2] : -sin[i1];
-    table[2] = cos[i2];
+    table[1] = cos[i2];
+    table[2] = transpose ? sin[i2] : -sin[i1];
     table[3] = transpose ? -sin[i1] : sin[i2];
   }
 
@@ -271,52 +332,60 @@ struct Rotation {
     bool in_place;
   };
 
-  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables,
-                          bool prefetch) {
+  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables) {
+    if (rows.heads == 0) return;
     constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
     const bool copy_first = reorders && rows.in_place;
     const int64_t group = copy_first ? 1 : kGroupHeads;
+    const RowStrides from = rows.x_strides, to = rows.y_strides;
     // Head by head where that is the order in memory (BNSD), otherwise token by token.
-    const bool by_head = rows.x_strides.token < rows.x_strides.head;
-    const int64_t row_bytes = geometry.rotary_dim * sizeof(Element);
-    const int64_t token_bytes = (by_head ? group : rows.heads) * row_bytes;
-    const int64_t ahead =
-        prefetch ? (1 + kPrefetchBytes / (token_bytes + 1)) * rows.x_strides.token : 0;
+    const bool by_head = from.token < from.head;
     const int64_t outer_size = by_head ? rows.heads : rows.tokens;
     const int64_t inner_size = by_head ? rows.tokens : rows.heads;
     const int64_t outer_step = by_head ? group : 1, inner_step = by_head ? 1 : group;
-    for (int64_t outer = 0; outer < outer_size; outer += outer_step) {
-      for (int64_t inner = 0; inner < inner_size; inner += inner_step) {
-        const int64_t token = by_head ? inner : outer, head = by_head ? outer : inner;
-        const int64_t left = rows.heads - head;
-        rotate_group(geometry, rows, token, head, left < group ? left : group, copy_first, ahead,
-                     tables + token * 2 * geometry.rotary_dim);
+    const auto place = [&](RowStrides strides, int64_t outer, int64_t inner) {
+      return by_head ? inner * strides.token + outer * strides.head
+                     : outer * strides.token + inner * strides.head;
+    };
+    for (int64_t outer = 0, inner = 0; outer < outer_size;) {
+      int64_t next_outer = outer, next_inner = inner + inner_step;
+      if (next_inner >= inner_size) {
+        next_outer += outer_step;
+        next_inner = 0;
       }
+      const int64_t token = by_head ? inner : outer, head = by_head ? outer : inner;
+      const int64_t left = rows.heads - head, heads = left < group ? left : group;
+      const int64_t x_place = place(from, outer, inner);
+      const int64_t ahead =
+          next_outer < outer_size ? place(from, next_outer, next_inner) - x_place : 0;
+      const Element* x = rows.x + x_place;
+      Element* y = rows.y + place(to, outer, inner);
+      const Compute* table = tables + token * 2 * geometry.rotary_dim;
+      if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
+        copy_through(geometry, x, y, from.head, to.head, heads);
+      }
+      x += geometry.rotary_offset;
+      y += geometry.rotary_offset;
+      const int64_t pairs = geometry.rotary_dim / 2;
+      if (copy_first) {
+        Element copy[kMaxDim];
+        std::memcpy(copy, x, 2 * pairs * sizeof(Element));
+        rotate_heads(copy, y, 0, 0, 1, pairs, table, 0);
+      } else {
+        rotate_heads(x, y, from.head, to.head, heads, pairs, table, ahead);
+      }
+      outer = next_outer;
+      inner = next_inner;
     }
   }
 
-  static ROPE_INLINE void rotate_group(const RopeGeometry& geometry, const Rows& rows,
-                                       int64_t token, int64_t head, int64_t heads, bool copy_first,
-                                       int64_t ahead, const Compute* table) {
-    const int64_t dim = geometry.rotary_dim, offset = geometry.rotary_offset;
-    const int64_t rest = geometry.head_dim - offset - dim;
-    const int64_t x_stride = rows.x_strides.head, y_stride = rows.y_strides.head;
-    const Element* x = rows.x + token * rows.x_strides.token + head * x_stride + offset;
-    Element* y = rows.y + token * rows.y_strides.token + head * y_stride + offset;
-    if (!rows.in_place && geometry.head_dim > dim) {
-      for (int64_t i = 0; i < heads; ++i) {
-        const Element* from = x + i * x_stride;
-        Element* to = y + i * y_stride;
-        std::memcpy(to - offset, from - offset, offset * sizeof(Element));
-        std::memcpy(to + dim, from + dim, rest * sizeof(Element));
-      }
-    }
-    if (copy_first) {
-      Element copy[kMaxDim];
-      std::memcpy(copy, x, dim * sizeof(Element));
-      rotate_heads(copy, y, 0, 0, 1, dim / 2, table, 0);
-    } else {
-      rotate_heads(x, y, x_stride, y_stride, heads, dim / 2, table, ahead);
+  /// What of some heads is not rotated.
+  static void copy_through(const RopeGeometry& geometry, const Element* x, Element* y,
+                           int64_t x_stride, int64_t y_stride, int64_t heads) {
+    const int64_t end = geometry.rotary_offset + geometry.rotary_dim;
+    for (; heads > 0; --heads, x += x_stride, y += y_stride) {
+      std::memcpy(y, x, geometry.rotary_offset * sizeof(Element));
+      std::memcpy(y + end, x + end, (geometry.head_dim - end) * sizeof(Element));
     }
   }
 
@@ -349,11 +418,11 @@ struct Rotation {
       rotate_rows(geometry,
                   rows(pointers.q, pointers.q_out, geometry.q, geometry.q_out, range.q_head_begin,
                        range.q_head_end, geometry.q_in_place),
-                  tables, range.prefetch);
+                  tables);
       rotate_rows(geometry,
                   rows(pointers.k, pointers.k_out, geometry.k, geometry.k_out, range.k_head_begin,
                        range.k_head_end, geometry.k_in_place),
-                  tables, range.prefetch);
+                  tables);
     }
   }
 };

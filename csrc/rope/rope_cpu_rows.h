@@ -11,7 +11,6 @@ struct RopeRange {
   int64_t token_begin, token_end;
   int64_t q_head_begin, q_head_end;
   int64_t k_head_begin, k_head_end;
-  bool prefetch;  // the whole rotation is larger than the caches
 };
 
 using RotateRange = void (*)(const RopeGeometry&, const RopePointers&, const RopeRange&);
