@@ -216,14 +216,25 @@ namespace {
 bool is_same_memory(const at::Tensor& in, const at::Tensor& out) {
   if (in.is_same(out)) return true;
   if (in.const_data_ptr() != out.const_data_ptr()) return false;
-  for (int64_t axis = 0; axis < in.dim(); ++axis) {
-    if (in.size(axis) > 1 && in.stride(axis) != out.stride(axis)) return false;
+  const auto sizes = in.sizes(), in_strides = in.strides(), out_strides = out.strides();
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    if (sizes[axis] > 1 && in_strides[axis] != out_strides[axis]) return false;
   }
   return true;
 }
 
+// Whether several elements are one in memory, as an expanded tensor's are.
+bool is_expanded(const at::Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    if (sizes[axis] > 1 && strides[axis] == 0) return true;
+  }
+  return false;
+}
+
 void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out_name,
                  const char* other_name) {
+  if (!out.is_alias_of(other)) return;  // not the same storage
   const auto status = at::get_overlap_status(out, other);
   TORCH_CHECK_VALUE(status == at::MemOverlapStatus::No || status == at::MemOverlapStatus::TooHard,
                     out_name, " overlaps ", other_name, " in memory, expected it to be apart");
@@ -232,8 +243,7 @@ void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out
 // An output and its own input: the very same memory, or apart.
 void check_own(const at::Tensor& in, const at::Tensor& out, const char* in_name,
                const char* out_name) {
-  TORCH_CHECK_VALUE(at::has_internal_overlap(out) != at::MemOverlap::Yes, out_name,
-                    " is an expanded tensor (strides ", out.strides(),
+  TORCH_CHECK_VALUE(!is_expanded(out), out_name, " is an expanded tensor (strides ", out.strides(),
                     "): several of its elements are one in memory, so it can't be written");
   if (!is_same_memory(in, out)) check_apart(out, in, out_name, in_name);
 }
@@ -261,7 +271,7 @@ void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& c
 namespace {
 
 int64_t stride_of(const at::Tensor& tensor, int64_t axis) {
-  return axis < 0 || tensor.size(axis) == 1 ? 0 : tensor.stride(axis);
+  return axis < 0 || tensor.sizes()[axis] == 1 ? 0 : tensor.strides()[axis];
 }
 
 RowStrides row_strides(const at::Tensor& tensor, const Axes& axes) {
@@ -310,10 +320,11 @@ RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::
   geometry.transpose = transpose;
   geometry.half_tables = args.half_tables;
   geometry.cast_tables = args.cast_tables;
-  geometry.batch = args.rows.batch < 0 ? 1 : q.size(args.rows.batch);
-  geometry.tokens = q.size(args.rows.token);
-  geometry.q_heads = q.size(args.rows.head);
-  geometry.k_heads = k.size(args.rows.head);
+  const auto sizes = q.sizes();
+  geometry.batch = args.rows.batch < 0 ? 1 : sizes[args.rows.batch];
+  geometry.tokens = sizes[args.rows.token];
+  geometry.q_heads = sizes[args.rows.head];
+  geometry.k_heads = k.sizes()[args.rows.head];
   geometry.head_dim = args.head_dim;
   geometry.rotary_dim = args.rotary_dim;
   geometry.rotary_offset = args.rotary_offset;

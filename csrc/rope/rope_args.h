@@ -60,7 +60,7 @@ RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::
 
 /// Whether elements of the last axis lie side by side, as every kernel wants them.
 inline bool has_dense_rows(const at::Tensor& tensor) {
-  return tensor.stride(-1) == 1 || tensor.numel() == 0;
+  return tensor.strides().back() == 1 || tensor.numel() == 0;
 }
 
 }  // namespace npu_rope

@@ -163,24 +163,7 @@ void check_no_grad(bool needs_grad, const char* form) {
               "torch.no_grad()");
 }
 
-void inplace_autograd(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
-                      Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-                      bool cast_tables) {
-  check_no_grad(needs_autograd(q, k, cos, sin), "apply_");
-  at::AutoDispatchBelowAutograd below;
-  apply_inplace_op().call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                          deinterleave, cast_tables);
-}
-
-void out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                  Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
-                  bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
-  check_no_grad(needs_autograd(q, k, cos, sin) || needs_autograd(q_out, k_out, cos, sin),
-                "apply.out");
-  at::AutoDispatchBelowAutograd below;
-  apply_out_op().call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
-                      cast_tables, q_out, k_out);
-}
+// Autograd's kernels call these directly: one dispatch less. Inference mode dispatches to them.
 
 void inplace_bump(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
                   Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
@@ -204,6 +187,23 @@ void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor&
   }
   torch::autograd::impl::bump_version(q_out);
   torch::autograd::impl::bump_version(k_out);
+}
+
+void inplace_autograd(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
+                      Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
+                      bool cast_tables) {
+  check_no_grad(needs_autograd(q, k, cos, sin), "apply_");
+  inplace_bump(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
+               cast_tables);
+}
+
+void out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                  Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
+                  bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
+  check_no_grad(needs_autograd(q, k, cos, sin) || needs_autograd(q_out, k_out, cos, sin),
+                "apply.out");
+  out_bump(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
+           cast_tables, q_out, k_out);
 }
 
 }  // namespace
