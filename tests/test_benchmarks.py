@@ -126,6 +126,20 @@ def test_vector_time_is_repeats_and_conflicts(name: str) -> None:
     assert sum(step.work for step in steps if step.pipe in (LOAD, STORE)) == moved
 
 
+@pytest.mark.parametrize("l2", [False, True], ids=["HBM", "L2"])
+def test_loads_vector_work_and_stores_overlap(l2: bool) -> None:
+    """What binds a core works nearly all the time: its part of the memory, or the vector unit."""
+    trace = trace_of(Case("Qwen3-32B", 4096))
+    steps = model.steps_of(trace, 0, TABLES)
+    memory = model.memory(TABLES, SOC, trace.cores_used, l2)
+    length = pipes.run(steps, memory)
+    core = trace.cores[0].counters
+    moved = (core.gm_bytes_read + core.gm_bytes_written) / memory.both
+    busy = pipes.busy(steps)
+    assert length <= 1.15 * max(moved, busy[VECTOR])
+    assert moved + busy[VECTOR] > 1.3 * length
+
+
 def test_fewer_cores_of_a_slower_chip_take_longer() -> None:
     case = Case("Qwen2.5-72B", 96, tp=8)
     times = [model.predict(trace_of(case, soc), TABLES, NO_LAUNCH).work
