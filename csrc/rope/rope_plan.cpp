@@ -11,6 +11,7 @@ constexpr int64_t kKiB = 1024;
 constexpr int64_t kThird = 64 * kKiB;      // the banks repeat every 64 KB of the unified buffer
 constexpr int64_t kBankRow = 512;          // the 16 bank groups repeat every 512 bytes
 constexpr int64_t kTransfer = 16 * kKiB;   // a transfer this long has the full bandwidth
+constexpr int64_t kFewTransfers = 8;       // of a core: it waits for the first more than they cost
 constexpr int64_t kMaxTables = 32 * kKiB;  // of the unified buffer, for the tables of a tile
 constexpr int64_t kUsefulSteps = 20;       // rows a step needs to be worth more than its start
 constexpr int64_t kEvenTokens = 8;         // of a tile, where tokens are innermost
@@ -143,7 +144,13 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
   const int64_t core_tokens = std::min(CeilDiv(g.batch * g.tokens, p.token_parts), g.tokens);
 
-  // Load and store buffers first, then the tables, then as many rows a step as are left for.
+  // Load and store buffers first, then the tables, then as many rows a step as are left for: the
+  // more rows a step has, the less it waits for its own results. Of buffers that leave as many the
+  // longest, or the shortest where a core has so few transfers that it waits for the first.
+  const int64_t core_rows = core_tokens * CeilDiv(g.q_heads + g.k_heads, p.head_parts);
+  const bool few = core_rows * held < kFewTransfers * kTransfer;
+  const int64_t least = few ? kTransfer / 4 : kTransfer;
+  int64_t best = 0, bytes = 0;
   for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
     const int64_t most = std::min<int64_t>(slot / held, kMaxTransferBlocks / 2);
     int64_t tile = std::max<int64_t>(1, kMaxTables / (2 * (float_row + raw_row)));
@@ -159,7 +166,7 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
         if (lines <= tokens) whole = std::max(whole, lines);
       }
       tokens -= tokens % whole;
-      int64_t box = 1;
+      int64_t box = 1, shortest = INT64_MAX;  // rows of the largest, bytes of what is cut
       for (int i = 0; i < 2; ++i) {
         const int64_t heads = CeilDiv(p.tensors[i].heads, p.head_parts);
         if (heads == 0) continue;
@@ -169,6 +176,7 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
         int64_t fits = std::min(box_of(line, rows[i], most), line * across);
         if (head_major) fits = std::max(fits, tokens);  // the walk never cuts a column of tokens
         box = std::max(box, fits);
+        if (fits < line * across) shortest = std::min(shortest, fits * rows[i].run);
       }
       const int64_t table = tokens * float_row;
       const int64_t raw = AlignUp(tokens * raw_row, 256);
@@ -189,6 +197,9 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       const bool gap = apart >= std::min(limit, kUsefulSteps);
       step = std::min(gap ? apart : step, limit);
       if (step < tokens || (step < std::min(limit, kUsefulSteps) && tile > 1)) continue;
+      const int64_t even = EvenPiece(box, step);
+      if (best > 0 && (shortest < least || even < best || (even == best && !few))) break;
+      best = even;
 
       p.tile_tokens = static_cast<int32_t>(tokens);
       p.box_rows = static_cast<int32_t>(box);
@@ -205,9 +216,11 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       // and so on, as of D = 192, meet in part whatever the shift.)
       p.sin_shift = p.half_pitch * 4 % kBankRow == 0 ? 256 : 0;
       const int64_t ring = fp32 ? 0 : kRing * slot_bytes;
-      return near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
+      bytes = near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
+      break;
     }
   }
+  if (best > 0) return bytes;
   refuse("head_dim " + std::to_string(g.head_dim) + " does not fit the " +
          std::to_string(chip.ub_usable) + " bytes of unified buffer of " + chip.name);
 }
