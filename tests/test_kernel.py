@@ -265,6 +265,21 @@ def test_ten_repeats_a_row_and_no_bank_conflict() -> None:
     assert set(conflicts.values()) == {0}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("style", ["interleaved", "deinterleave"])
+def test_rows_are_transposed_without_bank_conflict(style: str, dtype: torch.dtype) -> None:
+    """Tables of pairs are: a repeat for 1 KB of them."""
+    run = run_shape(PREFILL, dtype, style=style)
+    rows = PREFILL.tokens * (PREFILL.q_heads + PREFILL.k_heads)
+    conflicts = Counter()
+    for count in run.trace.counters.vector:
+        conflicts[count.api] += count.conflicts
+    assert conflicts["TransDataTo5HD"] <= 4 * PREFILL.tokens
+    # Every second row meets the one block of mask in the banks.
+    assert conflicts.pop("And", 0) <= rows / 2
+    assert sum(conflicts.values()) <= 0.1 * rows
+
+
 @pytest.mark.parametrize(("shape", "share"), [(PREFILL, 0.94), (VISION, 0.9), (MLA, 0.95)], ids=str)
 def test_long_transfers(shape: Shape, share: float) -> None:
     events = [e for core in run_shape(shape, events=True).trace.cores for e in core.events]
