@@ -33,9 +33,12 @@ L2 = 5.0e6
 # Cycles before the first byte of a transfer is there (pypto's figures).
 LOAD_LATENCY, STORE_LATENCY = 351, 207
 
-# The table's names of what the kernels use, for one repeat without conflicts.
+# The table's names of what the kernels use, for one repeat without conflicts. Of Copy, Duplicate,
+# And and ShiftLeft it knows nothing: they take what an instruction of as many operands takes, which
+# is the documented rate of the latter two.
 INSTRUCTIONS = {"Add": "VADD", "Sub": "VSUB", "Mul": "VMUL", "Cast": "VCONV", "Muls": "VMULS",
-                "Adds": "VADDS", "Copy": "VMULS", "Duplicate": "VADDS"}  # fmt: skip
+                "Adds": "VADDS", "Copy": "VMULS", "Duplicate": "VADDS", "And": "VADD",
+                "ShiftLeft": "VADDS"}  # fmt: skip
 # To msopmodeling's interval between dependent instructions; pypto's latencies are that much longer.
 MORE_LATENCY = 3
 TRANSPOSE_BYTES = 256  # a cycle, by the documented rate; its latency as that of a conversion

@@ -42,14 +42,16 @@ def timeline(steps: Sequence[Step], title: str, stem: str, until: float) -> Path
     figure, axis = plt.subplots(figsize=(10, 2.4))
     lanes = (LOAD, VECTOR, STORE)
     colours = {"Cast": "#3a7d5c", "Mul": OURS, "Add": "#6c5b9e", "Sub": "#6c5b9e",
-               "TransDataTo5HD": "#b8860b"}  # fmt: skip
+               "ShiftLeft": "#8fb339", "And": "#8fb339", "TransDataTo5HD": "#b8860b"}  # fmt: skip
+    together = {"Add": "Add, Sub", "Sub": "Add, Sub", "ShiftLeft": "ShiftLeft, And",
+                "And": "ShiftLeft, And"}  # fmt: skip
     shown: dict[str, Any] = {}
     for lane, pipe in enumerate(lanes):
         for step in steps:
             if step.pipe != pipe or step.begin > until:
                 continue
             name = step.name if pipe == VECTOR else "transfer"
-            name = {"Add": "Add, Sub", "Sub": "Add, Sub"}.get(name, name)
+            name = together.get(name, name)
             colour = THEIRS if pipe != VECTOR else colours.get(step.name, BOUND)
             length = min(step.end, until) - step.begin
             edges = {"edgecolor": "white", "linewidth": 0.3}
@@ -90,6 +92,8 @@ def model(rows: Sequence[Row]) -> Path | str:
         ):
             axis.plot(tokens, [row[key] for _, row in points], style, color=colour, label=label)
         for count, row in points:
+            if count in (512, 8192):  # too close to the one before
+                continue
             axis.annotate(f"{row['speedup']:.1f}x", (count, row["default us"]), fontsize=8,
                           xytext=(0, 5), textcoords="offset points", ha="center")  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel="tokens", title=title)

@@ -1,8 +1,11 @@
 """Shapes of real models, by their published configurations, and the tensors of a shape.
 
 Heads are divided by the tensor-parallel size; a key head that cannot be divided is kept by every
-rank, as LMDeploy does. Context length does not change the work of a rotation (tables arrive
-gathered): it is the number of tokens at a time that does, and a long prompt comes in chunks.
+rank, as LMDeploy does. A row rotates `tokens` tokens in one launch. Up to 256 of them are decode,
+one token for each sequence of a batch, at positions spread over a context of 128 K; more are
+prefill, from position 0, of prompts up to 128 K. Tables arrive gathered by position, so what a
+launch does follows from the number of tokens alone: a server that cuts prompts (LMDeploy by
+default after 8192 tokens) makes launches of 8192, whatever the context.
 """
 
 from __future__ import annotations
@@ -53,8 +56,11 @@ MODELS = {
     "Qwen3-VL vision": Model(16, 16, 72, vision=True),
 }
 
-PREFILL = (512, 4096, 8192)
 DECODE = (1, 8, 64, 256)
+PREFILL = (512, 4096, 8192)
+LONG = (32768, 131072)
+CONTEXT = 131072
+LARGEST = 2**31  # bytes of q and k that a row of LONG may have, so that it can be simulated
 PATCHES = {224: 256, 448: 1024, 896: 4096, 1792: 16384}  # of an image of that size, 14 pixels each
 
 
@@ -81,6 +87,17 @@ class Case:
         return model.q_heads // self.tp, max(1, model.k_heads // self.tp)
 
     @property
+    def bytes(self) -> int:
+        """Of 16-bit q and k."""
+        return 2 * self.tokens * sum(self.heads) * self.config.dim
+
+    @property
+    def positions(self) -> Tensor:
+        if self.config.vision or self.tokens > DECODE[-1]:
+            return torch.arange(self.tokens)
+        return CONTEXT - 1 - torch.arange(self.tokens) * (CONTEXT // self.tokens)
+
+    @property
     def rotary(self) -> int:
         return self.config.rotary or self.config.dim
 
@@ -92,13 +109,13 @@ def cases(full: bool = False) -> list[Case]:
         if model.vision:
             out += [Case(name, patches) for patches in (64, *PATCHES.values())]
             continue
-        first = name == "Qwen2.5-72B"
-        tokens = (*DECODE, *PREFILL) if full or first else (1, 8, 64, 4096)
-        out += [Case(name, number) for number in tokens]
-        if full or first:
-            out += [
-                Case(name, n, tp) for tp in (2, 4, 8) if model.q_heads % tp == 0 for n in tokens
-            ]
+        first = full or name == "Qwen2.5-72B"
+        tokens = (*DECODE, *PREFILL, *LONG) if first else (1, 8, 64, 4096)
+        for tp in (1, 2, 4, 8) if first else (1,):
+            row = [Case(name, n, tp) for n in tokens if model.q_heads % tp == 0]
+            out += [case for case in row if case.tokens not in LONG or case.bytes <= LARGEST]
+        if not first:  # as long as its context, by one of eight devices
+            out.append(Case(name, CONTEXT, 8 if model.q_heads % 8 == 0 else 4))
     return out
 
 
@@ -136,25 +153,28 @@ def make(
     style: str | None = None,
     rows: str | None = None,
 ) -> Tensors:
-    """Random q and k as the model hands them over (or as `style` and `rows` say), and tables at
-    positions from 100 000."""
+    """Random q and k as the model hands them over (or as `style` and `rows` say), and the tables of
+    the case's positions."""
     model = case.config
     rows = rows or model.rows
     q_heads, k_heads = case.heads
     torch.manual_seed(0)
+
+    def random(heads: int, row: int) -> Tensor:
+        return torch.randn(case.tokens, heads, row, dtype=dtype)
+
     if rows == "mla":
-        q = torch.randn(case.tokens, q_heads, model.q_row).to(dtype)[..., -model.dim :]
-        k = torch.randn(case.tokens, k_heads, model.k_row).to(dtype)[..., -model.dim :]
+        q = random(q_heads, model.q_row)[..., -model.dim :]
+        k = random(k_heads, model.k_row)[..., -model.dim :]
     elif rows == "packed":
-        qkv = torch.randn(case.tokens, q_heads + 2 * k_heads, model.dim).to(dtype)
+        qkv = random(q_heads + 2 * k_heads, model.dim)
         q, k = qkv[:, :q_heads], qkv[:, q_heads : q_heads + k_heads]
     else:
-        q = torch.randn(case.tokens, q_heads, model.dim).to(dtype)
-        k = torch.randn(case.tokens, k_heads, model.dim).to(dtype)
+        q, k = random(q_heads, model.dim), random(k_heads, model.dim)
     style = style or model.style
     width = case.rotary
     inverse = 1e6 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angles = (100_000 + torch.arange(case.tokens, dtype=torch.float64))[:, None] * inverse
+    angles = case.positions.double()[:, None] * inverse
     full = angles.repeat_interleave(2, -1) if style == "interleaved" else angles.repeat(1, 2)
     tables = full.cos().to(table_dtype), full.sin().to(table_dtype)
     return Tensors(q, k, *tables, dict(STYLES[style]), in_place=rows == "dense")

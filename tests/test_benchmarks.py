@@ -126,6 +126,20 @@ def test_vector_time_is_repeats_and_conflicts(name: str) -> None:
     assert sum(step.work for step in steps if step.pipe in (LOAD, STORE)) == moved
 
 
+@pytest.mark.parametrize("l2", [False, True], ids=["HBM", "L2"])
+def test_loads_vector_work_and_stores_overlap(l2: bool) -> None:
+    """What binds a core works nearly all the time: its part of the memory, or the vector unit."""
+    trace = trace_of(Case("Qwen3-32B", 4096))
+    steps = model.steps_of(trace, 0, TABLES)
+    memory = model.memory(TABLES, SOC, trace.cores_used, l2)
+    length = pipes.run(steps, memory)
+    core = trace.cores[0].counters
+    moved = (core.gm_bytes_read + core.gm_bytes_written) / memory.both
+    busy = pipes.busy(steps)
+    assert length <= 1.15 * max(moved, busy[VECTOR])
+    assert moved + busy[VECTOR] > 1.3 * length
+
+
 def test_fewer_cores_of_a_slower_chip_take_longer() -> None:
     case = Case("Qwen2.5-72B", 96, tp=8)
     times = [model.predict(trace_of(case, soc), TABLES, NO_LAUNCH).work
@@ -165,10 +179,27 @@ def test_cases() -> None:
     for case in shapes.cases(full=True):
         assert shapes.find(case.name) == case
         assert case.heads[0] * case.tp == case.config.q_heads and case.heads[1] >= 1
+    for table in (shapes.cases(), shapes.cases(full=True)):
+        assert {1, 8, 64, 256, 4096, 32768, 131072} <= {case.tokens for case in table}
+        assert {case.tp for case in table} == {1, 2, 4, 8}
+        longest = {case.model for case in table if case.tokens == 131072}
+        assert longest == {name for name, model in shapes.MODELS.items() if not model.vision}
     with pytest.raises(ValueError, match="expected 'MODEL"):
         shapes.find("GPT-2, 4")
     with pytest.raises(ValueError, match="expected 'MODEL"):
         shapes.find("Qwen3-32B")
+
+
+def test_positions() -> None:
+    """A batch's sequences lie all over the context, a prompt's tokens follow on each other."""
+    for batch in shapes.DECODE:
+        positions = Case("Qwen3-32B", batch).positions
+        assert positions.max() == 131071 and positions.min() < 131072 // batch
+        assert positions.unique().numel() == batch
+    assert Case("Qwen3-32B", 32768).positions.tolist() == list(range(32768))
+    assert Case("Qwen2.5-VL vision", 64).positions.max() == 63
+    made = shapes.make(Case("Qwen3-32B", 1))
+    assert made.cos[0, 0] == torch.tensor(131071.0).cos()
 
 
 @pytest.mark.parametrize("model_name", shapes.MODELS)

@@ -168,14 +168,16 @@ def launch_ns(g: _C.RopeGeometry, token_parts: int, head_parts: int) -> float:
     """The rule of rope_plan.h: cores start one by one, the busiest moves its bytes."""
     tokens = math.ceil(g.batch * g.tokens / token_parts)
     heads = math.ceil((g.q_heads + g.k_heads) / head_parts)
-    moved = 2 * heads * g.rotary_dim * SIZES[g.dtype] + 2 * g.rotary_dim * SIZES[g.table_dtype]
+    columns = g.rotary_dim if g.q_in_place else g.head_dim
+    moved = 2 * heads * columns * SIZES[g.dtype] + 2 * g.rotary_dim * SIZES[g.table_dtype]
     return START_NS * token_parts * head_parts + tokens * moved / BYTES_PER_NS
 
 
+@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("heads", [(64, 8), (16, 16), (1, 1), (128, 1)])
-def test_no_grid_of_cores_is_quicker(heads: tuple[int, int]) -> None:
+def test_no_grid_of_cores_is_quicker(heads: tuple[int, int], in_place: bool) -> None:
     for tokens in (1, 2, 3, 5, 8, 20, 48, 49, 64, 200, 512, 4096):
-        g = geometry(tokens, *heads)
+        g = geometry(tokens, *heads, rotary=32, in_place=in_place)
         p = _C.plan_rope(g, CHIP).params
         grids = [
             (t, h)

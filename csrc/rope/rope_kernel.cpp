@@ -8,7 +8,8 @@
 //
 // so that no half is ever moved to the other's place. C and S of a token serve all its heads: they
 // are read again and again by a repeat stride of 0. Pairs (2i, 2i+1) become two halves, and halves
-// become pairs, by two 16-row transposes (SplitPairs, JoinPairs), which run at full rate.
+// become pairs, by two 16-row transposes (SplitPairs, JoinPairs), which run at full rate; pairs of
+// bf16 become halves in fp32 at once, by a shift and a mask (WidenPairs).
 //
 // Work per element, in passes of 64 lanes a cycle by the documented rates (a transpose of 16-bit
 // elements runs at 128 a cycle, two of them are one pass):
@@ -18,6 +19,8 @@
 //   interleaved            split 1, half 5, join 1            = 7  split 2, copy 1, 3, join 2   = 8
 //   deinterleave           split 1, half 5                    = 6  split 2, copy 1, 3           = 6
 //   deinterleave, transp.  half 5, join 1                     = 6  3, join 2                    = 5
+//
+// For bf16, split and the first cast are one pass together: 6 and 5.
 //
 // Memory: a ring of kRing buffers, each loaded, rotated in place and stored. MTE2 loads one box
 // while V rotates the one before and MTE3 stores the one before that. Banks: rows in fp32 and the
@@ -71,6 +74,7 @@ template <typename T, bool kSplit, bool kJoin>
 class RopeKernel {
   using Bits = typename BitsOf<T>::Type;
   static constexpr bool kFloat = Same<T, float>::value;
+  static constexpr bool kBFloat16 = Same<T, bfloat16_t>::value;
   static constexpr int32_t kBlock = kBlockBytes / sizeof(T);  // elements
   static constexpr int32_t kFloatBlock = kBlockBytes / sizeof(float);
 
@@ -95,6 +99,7 @@ class RopeKernel {
       work_ = work_buffer_.template Get<float>();
     }
     pipe_.InitBuffer(table_buffer_, 2 * p_.table_bytes + 512);
+    upper_ = table_buffer_.template Get<uint32_t>();  // before the tables, which begin 256 bytes on
     tables_[0] = table_buffer_.template Get<float>()[kRepeatFloats];
     tables_[1] = tables_[0][p_.table_bytes / sizeof(float)];
     pipe_.InitBuffer(raw_buffer_, 2 * p_.raw_bytes);
@@ -120,6 +125,10 @@ class RopeKernel {
     if (2 * Lanes() > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
       AscendC::Duplicate(tables_[0], 0.0f,
                          static_cast<int32_t>(2 * p_.table_bytes / sizeof(float)));
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+    if constexpr (kBFloat16 && kSplit) {
+      AscendC::Duplicate(upper_, 0xFFFF0000u, kFloatBlock);
       AscendC::PipeBarrier<PIPE_V>();
     }
     AscendC::SetFlag<HardEvent::V_MTE2>(tables_free_);
@@ -200,8 +209,8 @@ class RopeKernel {
     AscendC::SetFlag<HardEvent::MTE2_V>(tables_loaded_);
   }
 
-  /// Loads a box from q or k, or stores it to the output: the rotated columns and, out of place,
-  /// those before and after them. Each group of columns has its own place in the slot.
+  /// Loads a box from q or k, or stores it to the output: whole rows, or the rotated columns and,
+  /// out of place, those before and after them, each group of columns in its own place of the slot.
   template <bool kLoad>
   __aicore__ inline void MoveRows(const RopeBox& box, int32_t slot) {
     const RopeTensor& t = p_.tensors[box.tensor];
@@ -215,10 +224,14 @@ class RopeKernel {
     const Axis inner = t.head_major ? tokens : heads;
     const Axis outer = t.head_major ? heads : tokens;
 
+    LocalTensor<Bits> place = slots_[slot];
+    if (t.whole) {
+      Move<kLoad, Bits>(place, gm, first, {p_.head_dim, 1, t.row_pitch}, inner, outer);
+      return;
+    }
     const bool pairs = kLoad ? kSplit : kJoin;
     Columns columns = {p_.rotary_dim / 2, 2, p_.half_pitch};
     if (pairs) columns = {p_.rotary_dim, 1, 2 * p_.half_pitch};
-    LocalTensor<Bits> place = slots_[slot];
     Move<kLoad, Bits>(place, gm, first + p_.rotary_offset, columns, inner, outer);
     if (t.in_place) return;
 
@@ -368,7 +381,8 @@ class RopeKernel {
   };
 
   __aicore__ inline void Rotate(const RopeBox& box, int32_t slot) {
-    const bool head_major = p_.tensors[box.tensor].head_major;
+    const RopeTensor& t = p_.tensors[box.tensor];
+    const bool head_major = t.head_major;
     const int32_t inner = head_major ? box.tokens : box.heads;
     const int32_t outer = head_major ? box.heads : box.tokens;
     const int32_t token = static_cast<int32_t>(box.token - box.tile_token);
@@ -388,38 +402,41 @@ class RopeKernel {
         step.heads = head_major ? os : is;
         step.token_stride = head_major ? 1 : is;
         step.head_stride = head_major ? is : 1;
-        RotateStep(step, slots_[slot][step.row * 2 * p_.half_pitch]);
+        RotateStep(step, slots_[slot][step.row * t.row_pitch + t.row_offset], t.row_pitch);
       }
     }
   }
 
-  __aicore__ inline void RotateStep(const Step& step, const LocalTensor<Bits>& x) {
+  /// x: the step's rows, `pitch` elements apart; they are rotated in place.
+  __aicore__ inline void RotateStep(const Step& step, const LocalTensor<Bits>& x, int32_t pitch) {
     const int32_t half = p_.half_pitch;
     if constexpr (kFloat) {
       if constexpr (kSplit) {
-        Split(x, step.rows);
-        CopyRows(x, 2 * half, sin_product_, half, half, step.rows);
-        CopyRows(x[half], 2 * half, SplitOdd(sin_product_, step.rows), half, half, step.rows);
+        Split(x, pitch, step.rows);
+        CopyRows(x, pitch, sin_product_, half, half, step.rows);
+        CopyRows(x[half], pitch, SplitOdd(sin_product_, step.rows), half, half, step.rows);
         AscendC::PipeBarrier<PIPE_V>();
       }
-      Multiply(step, x, 2 * half);
+      Multiply(step, x, pitch);
       if constexpr (kJoin) {  // as two planes, which is what Join reads
         Combine(x, x[step.rows * half], half, step.rows);
-        JoinPairs<float>(x, x, x[step.rows * half], cos_product_, sin_product_, Blocks(step.rows));
+        JoinPairs<float>(x, x, x[step.rows * half], LineScratch(), sin_product_, Blocks(step.rows));
       } else {
-        Combine(x, x[half], 2 * half, step.rows);
+        Combine(x, x[half], pitch, step.rows);
       }
     } else {
       const LocalTensor<T> rows = x.template ReinterpretCast<T>();
-      if constexpr (kSplit) {
-        Split(x, step.rows);
+      const int32_t width = kJoin ? half : Lanes();  // Join reads the padding too
+      if constexpr (kSplit && kBFloat16) {
+        WidenPairs(x, pitch, width, step.rows);
+      } else if constexpr (kSplit) {
+        Split(x, pitch, step.rows);
         const LocalTensor<T> even = sin_product_.template ReinterpretCast<T>();
         const LocalTensor<T> odd = SplitOdd(even, step.rows);
-        const int32_t width = kJoin ? half : Lanes();  // Join reads the padding too
         CastRows(work_, p_.float_pitch, even, half, width, step.rows, RoundMode::CAST_NONE);
         CastRows(work_[half], p_.float_pitch, odd, half, width, step.rows, RoundMode::CAST_NONE);
       } else {
-        CastWholeRows(work_, p_.float_pitch, rows, 2 * half, step.rows, RoundMode::CAST_NONE);
+        CastWholeRows(work_, p_.float_pitch, rows, pitch, step.rows, RoundMode::CAST_NONE);
       }
       AscendC::PipeBarrier<PIPE_V>();
       Multiply(step, work_, p_.float_pitch);
@@ -431,12 +448,12 @@ class RopeKernel {
         CastRows(odd, half, work_[half], p_.float_pitch, half, step.rows, RoundMode::CAST_RINT);
         AscendC::PipeBarrier<PIPE_V>();
         // Once the planes are in lines, their buffer is spare.
-        const LocalTensor<Bits> lines = sin_product_.template ReinterpretCast<Bits>();
         const LocalTensor<Bits> spare = cos_product_.template ReinterpretCast<Bits>();
         JoinPairs<Bits>(x, even.template ReinterpretCast<Bits>(),
-                        odd.template ReinterpretCast<Bits>(), lines, spare, Blocks(step.rows));
+                        odd.template ReinterpretCast<Bits>(), LineScratch(), spare,
+                        Blocks(step.rows), PairsOf(pitch));
       } else {
-        CastWholeRows(rows, 2 * half, work_, p_.float_pitch, step.rows, RoundMode::CAST_RINT);
+        CastWholeRows(rows, pitch, work_, p_.float_pitch, step.rows, RoundMode::CAST_RINT);
       }
       AscendC::PipeBarrier<PIPE_V>();  // the next step writes what this one still reads
     }
@@ -447,8 +464,9 @@ class RopeKernel {
   __aicore__ inline void Multiply(const Step& step, const LocalTensor<float>& x, int32_t pitch) {
     const int32_t x_blocks = pitch / kFloatBlock;
     const int32_t blocks = p_.float_pitch / kFloatBlock;  // of the products and the tables
-    const bool heads_fit = step.head_stride * blocks <= kMaxRepeats;
-    const bool tokens_fit = step.token_stride * blocks <= kMaxRepeats;
+    const int32_t most_blocks = static_cast<int32_t>(Max(x_blocks, blocks));
+    const bool heads_fit = step.head_stride * most_blocks <= kMaxRepeats;
+    const bool tokens_fit = step.token_stride * most_blocks <= kMaxRepeats;
     const bool over_heads = heads_fit && (step.heads >= step.tokens || !tokens_fit);
     const int32_t repeats = over_heads ? step.heads : step.tokens;
     const int32_t repeat_stride = over_heads ? step.head_stride : step.token_stride;
@@ -549,11 +567,41 @@ class RopeKernel {
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
 
-  /// Rows of pairs -> an even and an odd plane, in Q's buffer. P's is scratch.
-  __aicore__ inline void Split(const LocalTensor<Bits>& x, int32_t rows) {
+  /// Rows of pairs -> an even and an odd plane, in Q's buffer.
+  __aicore__ inline void Split(const LocalTensor<Bits>& x, int32_t pitch, int32_t rows) {
     const LocalTensor<Bits> even = sin_product_.template ReinterpretCast<Bits>();
-    const LocalTensor<Bits> lines = cos_product_.template ReinterpretCast<Bits>();
-    SplitPairs<Bits>(even, SplitOdd(even, rows), x, lines, Blocks(rows));
+    SplitPairs<Bits>(even, SplitOdd(even, rows), x, LineScratch(), Blocks(rows), PairsOf(pitch));
+  }
+
+  /// How pairs lie in rows `pitch` elements apart: without a seam, or between other columns.
+  __aicore__ inline PairRows PairsOf(int32_t pitch) const {
+    if (pitch == 2 * p_.half_pitch) return PairRows();
+    return {p_.half_pitch / kBlock, pitch / kBlock};
+  }
+
+  /// Rows of bf16 pairs -> first and second elements in fp32, in the work buffer. bf16 is the upper
+  /// half of fp32, and of a pair read as 32 bits the first element is the lower half.
+  __aicore__ inline void WidenPairs(const LocalTensor<Bits>& x, int32_t pitch, int32_t width,
+                                    int32_t rows) {
+    const LocalTensor<uint32_t> pairs = x.template ReinterpretCast<uint32_t>();
+    const LocalTensor<uint32_t> first = work_.template ReinterpretCast<uint32_t>();
+    const LocalTensor<Bits> second = work_[p_.half_pitch].template ReinterpretCast<Bits>();
+    const LocalTensor<Bits> upper = upper_.template ReinterpretCast<Bits>();
+    const uint8_t to = static_cast<uint8_t>(p_.float_pitch / kFloatBlock);
+    const uint8_t from = static_cast<uint8_t>(pitch / kBlock);
+    const uint8_t repeats = static_cast<uint8_t>(rows);
+    for (int32_t c = 0; c < width; c += kRepeatFloats) {
+      const uint64_t lanes = static_cast<uint64_t>(Min(kRepeatFloats, width - c));
+      AscendC::ShiftLeft(first[c], pairs[c], uint32_t{16}, lanes, repeats, {1, 1, to, from});
+      AscendC::And(second[2 * c], x[2 * c], upper, 2 * lanes, repeats, {1, 1, 0, to, from, 0});
+    }
+  }
+
+  /// Between two transposes: in another third of the unified buffer than rows and planes, where no
+  /// bank is both read and written. fp32 has nothing there, its rows are rotated in the ring.
+  __aicore__ inline LocalTensor<Bits> LineScratch() const {
+    if constexpr (kFloat) return cos_product_.template ReinterpretCast<Bits>();
+    return work_.template ReinterpretCast<Bits>();
   }
 
   template <typename B>
@@ -574,9 +622,10 @@ class RopeKernel {
   TBuf<TPosition::VECCALC> cos_product_buffer_, sin_product_buffer_;
   LocalTensor<Bits> slots_[kRing];
   LocalTensor<uint8_t> raw_[2];
-  LocalTensor<float> work_;         // rows in fp32: x, then y
+  LocalTensor<uint32_t> upper_;     // a block of ones in the upper halves
+  LocalTensor<float> work_;         // rows in fp32: x, then y; also the scratch of transposes
   LocalTensor<float> tables_[2];    // C and S of the tile
-  LocalTensor<float> cos_product_;  // P; also the scratch of table work and transposes
+  LocalTensor<float> cos_product_;  // P; also planes, and the scratch of table work
   LocalTensor<float> sin_product_;  // Q; the same
 
   AscendC::TEventID tables_loaded_, tables_free_;

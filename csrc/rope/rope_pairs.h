@@ -16,8 +16,17 @@
 
 namespace npu_rope {
 
-constexpr int32_t kUnit = 16;  // neighbours, and entries of a list
-constexpr int32_t kUnitBlocks = 2 * kUnit;
+constexpr int32_t kUnitBlocks = 2 * kUnit;  // kUnit neighbours
+
+/// Where neighbours lie: `count` after each other, the next so many `pitch` blocks after the first.
+/// The rows of a unit are whole.
+struct PairRows {
+  int32_t count = kUnit, pitch = kUnitBlocks;
+
+  __aicore__ inline int32_t BlockOf(int32_t neighbour) const {
+    return neighbour / count * pitch + neighbour % count * 2;
+  }
+};
 
 /// Blocks to keep for a plane that SplitPairs writes: it writes whole units.
 __aicore__ inline int32_t SplitBlocks(int32_t blocks) {
@@ -68,14 +77,15 @@ __aicore__ inline void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_
 /// neighbours the last one stands in for the rest.
 template <typename B>
 __aicore__ inline void PairsToLines(const AscendC::LocalTensor<B>& lines,
-                                    const AscendC::LocalTensor<B>& pairs, int32_t side,
-                                    int32_t neighbours, int32_t units) {
+                                    const AscendC::LocalTensor<B>& pairs, const PairRows& rows,
+                                    int32_t side, int32_t neighbours, int32_t units) {
   uint64_t to[kUnit], from[kUnit];
   for (int32_t i = 0; i < kUnit; ++i) {
     to[i] = BlockAddress(lines, side * kUnit + i);
-    from[i] = BlockAddress(pairs, 2 * static_cast<int32_t>(Min(i, neighbours - 1)) + side);
+    const int32_t neighbour = static_cast<int32_t>(Min(i, neighbours - 1));
+    from[i] = BlockAddress(pairs, rows.BlockOf(neighbour) + side);
   }
-  Transpose<B>(to, kUnitBlocks, from, kUnitBlocks, units);
+  Transpose<B>(to, kUnitBlocks, from, rows.BlockOf(kUnit), units);
 }
 
 /// The even (side 0) or odd lines -> their plane.
@@ -107,18 +117,18 @@ __aicore__ inline void PlaneToLines(const AscendC::LocalTensor<B>& lines,
 /// The lines of the first (side 0) or second blocks -> those blocks. What stood in for missing
 /// neighbours goes to `spare`.
 template <typename B>
-__aicore__ inline void LinesToPairs(const AscendC::LocalTensor<B>& pairs,
+__aicore__ inline void LinesToPairs(const AscendC::LocalTensor<B>& pairs, const PairRows& rows,
                                     const AscendC::LocalTensor<B>& lines,
                                     const AscendC::LocalTensor<B>& spare, int32_t side,
                                     int32_t neighbours, int32_t units) {
   uint64_t to[kUnit], from[kUnit];
   for (int32_t i = 0; i < kUnit; ++i) {
     const int32_t row = RowOf<B>(i);
-    to[i] = row < neighbours ? BlockAddress(pairs, 2 * row + side)
+    to[i] = row < neighbours ? BlockAddress(pairs, rows.BlockOf(row) + side)
                              : BlockAddress(spare, side * kUnit + row);
     from[i] = BlockAddress(lines, side * kUnit + LineOf<B>(i));
   }
-  Transpose<B>(to, kUnitBlocks, from, kUnitBlocks, units);
+  Transpose<B>(to, rows.BlockOf(kUnit), from, kUnitBlocks, units);
 }
 
 /// `blocks` neighbours of `pairs` -> a plane of even and one of odd elements, `blocks` blocks each
@@ -127,15 +137,17 @@ template <typename B>
 __aicore__ inline void SplitPairs(const AscendC::LocalTensor<B>& even,
                                   const AscendC::LocalTensor<B>& odd,
                                   const AscendC::LocalTensor<B>& pairs,
-                                  const AscendC::LocalTensor<B>& lines, int32_t blocks) {
+                                  const AscendC::LocalTensor<B>& lines, int32_t blocks,
+                                  const PairRows& rows = {}) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
   const int32_t last = units * kUnit;
   const AscendC::LocalTensor<B> planes[2] = {even, odd};
   for (int32_t side = 0; side < 2; ++side) {
-    PairsToLines<B>(lines, pairs, side, kUnit, units);
+    PairsToLines<B>(lines, pairs, rows, side, kUnit, units);
     if (rest == 0) continue;
-    PairsToLines<B>(AtBlock(lines, 2 * last), AtBlock(pairs, 2 * last), side, rest, 1);
+    PairsToLines<B>(AtBlock(lines, 2 * last), AtBlock(pairs, rows.BlockOf(last)), rows, side, rest,
+                    1);
   }
   AscendC::PipeBarrier<PIPE_V>();
   for (int32_t side = 0; side < 2; ++side) {
@@ -152,7 +164,8 @@ __aicore__ inline void JoinPairs(const AscendC::LocalTensor<B>& pairs,
                                  const AscendC::LocalTensor<B>& even,
                                  const AscendC::LocalTensor<B>& odd,
                                  const AscendC::LocalTensor<B>& lines,
-                                 const AscendC::LocalTensor<B>& spare, int32_t blocks) {
+                                 const AscendC::LocalTensor<B>& spare, int32_t blocks,
+                                 const PairRows& rows = {}) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
   const int32_t last = units * kUnit;
@@ -164,9 +177,10 @@ __aicore__ inline void JoinPairs(const AscendC::LocalTensor<B>& pairs,
   }
   AscendC::PipeBarrier<PIPE_V>();
   for (int32_t side = 0; side < 2; ++side) {
-    LinesToPairs<B>(pairs, lines, spare, side, kUnit, units);
+    LinesToPairs<B>(pairs, rows, lines, spare, side, kUnit, units);
     if (rest == 0) continue;
-    LinesToPairs<B>(AtBlock(pairs, 2 * last), AtBlock(lines, 2 * last), spare, side, rest, 1);
+    LinesToPairs<B>(AtBlock(pairs, rows.BlockOf(last)), rows, AtBlock(lines, 2 * last), spare, side,
+                    rest, 1);
   }
   AscendC::PipeBarrier<PIPE_V>();
 }

@@ -20,6 +20,8 @@ constexpr int32_t kTableFloat16 = 0;
 constexpr int32_t kTableBFloat16 = 1;
 constexpr int32_t kTableFloat32 = 2;
 
+constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
+
 constexpr int32_t kRing = 3;  // tiles in flight: one being loaded, one rotated, one stored
 
 __aicore__ inline constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -38,6 +40,9 @@ struct RopeTensor {
   int64_t out_batch, out_token, out_head;
   int32_t heads;
   int32_t in_place;    // what is not rotated is already where it belongs
+  int32_t whole;       // rows are moved as they lie, with what is not rotated in its place
+  int32_t row_pitch;   // elements from row to row in the unified buffer
+  int32_t row_offset;  // elements from a row's beginning there to what is rotated
   int32_t head_major;  // rows of a box in the unified buffer: 0 [token][head], 1 [head][token]
 };
 
@@ -52,13 +57,14 @@ struct RopeParams {
   int64_t batch, tokens;
   int32_t head_dim, rotary_dim, rotary_offset;
 
-  int32_t table_dtype;   // kTableFloat16, ...
-  int32_t round_tables;  // round the tables to q's dtype first
-  int32_t half_tables;   // table rows hold rotary_dim / 2 entries
-  int32_t split_tables;  // table rows are (2i, 2i + 1) pairs
-  int32_t split_in;      // rows come as (2i, 2i + 1) pairs, else as two halves
-  int32_t join_out;      // rows leave as (2i, 2i + 1) pairs, else as two halves
-  int32_t transpose;     // the transposed rotation
+  int32_t table_dtype;    // kTableFloat16, ...
+  int32_t round_tables;   // round the tables to q's dtype first
+  int32_t half_tables;    // table rows hold rotary_dim / 2 entries
+  int32_t split_tables;   // table rows are (2i, 2i + 1) pairs
+  int32_t split_in;       // rows come as (2i, 2i + 1) pairs, else as two halves
+  int32_t transposes_in;  // and are split by transposes, as all but bf16 are
+  int32_t join_out;       // rows leave as (2i, 2i + 1) pairs, else as two halves
+  int32_t transpose;      // the transposed rotation
 
   // How the work is cut. Cores form a grid: token_parts × head_parts.
   int32_t token_parts, head_parts;
@@ -66,7 +72,7 @@ struct RopeParams {
   int32_t box_rows;     // most rows of one load: (tokens of the tile) × heads
   int32_t step_rows;    // most rows rotated by one round of vector instructions
 
-  // The unified buffer. A row is [first half, pad | second half, pad].
+  // The unified buffer. What is rotated of a row is [first half, pad | second half, pad].
   int32_t half_pitch;        // elements from the first half of a row to the second
   int32_t row_parts;         // 1: rows are worked on as one run, padding too; 2: half by half
   int32_t table_half_pitch;  // the same in the tables as loaded

@@ -11,6 +11,7 @@ constexpr int64_t kKiB = 1024;
 constexpr int64_t kThird = 64 * kKiB;      // the banks repeat every 64 KB of the unified buffer
 constexpr int64_t kBankRow = 512;          // the 16 bank groups repeat every 512 bytes
 constexpr int64_t kTransfer = 16 * kKiB;   // a transfer this long has the full bandwidth
+constexpr int64_t kFewTransfers = 8;       // of a core: it waits for the first more than they cost
 constexpr int64_t kMaxTables = 32 * kKiB;  // of the unified buffer, for the tables of a tile
 constexpr int64_t kUsefulSteps = 20;       // rows a step needs to be worth more than its start
 constexpr int64_t kEvenTokens = 8;         // of a tile, where tokens are innermost
@@ -51,7 +52,19 @@ void check(const RopeGeometry& g, const Chip& chip) {
   }
 }
 
-RopeTensor tensor_of(const RowStrides& in, const RowStrides& out, int64_t heads, bool in_place) {
+/// Whether a row can be rotated as it lies, between columns that only pass through: its rotated
+/// halves begin at whole blocks, and a transpose takes whole rows.
+bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
+  const int64_t block = kBlockBytes / size_of(g.dtype);
+  const int64_t half = g.rotary_dim / 2;
+  if (g.rotary_offset % block != 0 || g.head_dim % block != 0 || p.half_pitch != half) return false;
+  if (!p.transposes_in && !p.join_out) return true;
+  return g.dtype != DType::kFloat32 && kUnit % (half / block) == 0;
+}
+
+/// p: of which half_pitch and what is transposed are set.
+RopeTensor tensor_of(const RopeGeometry& g, const RopeParams& p, const RowStrides& in,
+                     const RowStrides& out, int64_t heads, bool in_place) {
   RopeTensor t = {};
   t.in_batch = in.batch;
   t.in_token = in.token;
@@ -62,6 +75,9 @@ RopeTensor tensor_of(const RowStrides& in, const RowStrides& out, int64_t heads,
   t.heads = static_cast<int32_t>(heads);
   t.in_place = in_place;
   t.head_major = in.token < in.head;  // the axis whose rows lie closer comes innermost
+  t.whole = !in_place && g.rotary_dim < g.head_dim && rotates_whole_rows(g, p);
+  t.row_pitch = t.whole ? static_cast<int32_t>(g.head_dim) : 2 * p.half_pitch;
+  t.row_offset = t.whole ? static_cast<int32_t>(g.rotary_offset) : 0;
   return t;
 }
 
@@ -70,22 +86,23 @@ struct RowBytes {
   int64_t run, held;
 };
 
-RowBytes row_bytes(const RopeGeometry& g, const RopeParams& p, bool in_place) {
+RowBytes row_bytes(const RopeGeometry& g, const RopeTensor& t) {
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
-  const int64_t rotated = 2 * p.half_pitch;
-  if (in_place) return {g.rotary_dim * size, rotated * size};
+  if (t.whole) return {g.head_dim * size, t.row_pitch * size};
+  if (t.in_place) return {g.rotary_dim * size, t.row_pitch * size};
   const int64_t before = g.rotary_offset;
   const int64_t after = g.head_dim - g.rotary_dim - before;
   return {std::max({before, g.rotary_dim, after}) * size,
-          (AlignUp(before, block) + rotated + AlignUp(after, block)) * size};
+          (AlignUp(before, block) + t.row_pitch + AlignUp(after, block)) * size};
 }
 
 /// The grid of cores that takes least by the rule in rope_plan.h.
 void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
   const int64_t tokens = g.batch * g.tokens;
   const int64_t heads = g.q_heads + g.k_heads;
-  const int64_t row = 2 * g.rotary_dim * size_of(g.dtype);
+  const bool in_place = g.q_in_place && g.k_in_place;
+  const int64_t row = 2 * (in_place ? g.rotary_dim : g.head_dim) * size_of(g.dtype);
   const int64_t tables = 2 * g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
   double least = 0;
   for (int64_t head_parts = 1; head_parts <= std::min(heads, max_cores); ++head_parts) {
@@ -120,13 +137,20 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_pitch * 4;
   const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
-  const bool transposes = p.split_in || p.join_out || p.split_tables;
-  const int64_t spare = transposes ? kUnitBytes : 0;
-  const RowBytes rows[2] = {row_bytes(g, p, g.q_in_place), row_bytes(g, p, g.k_in_place)};
+  const bool transposes_rows = p.transposes_in || p.join_out;
+  const int64_t spare = transposes_rows || p.split_tables ? kUnitBytes : 0;
+  const int64_t work_spare = transposes_rows && !fp32 ? kUnitBytes : 0;
+  const RowBytes rows[2] = {row_bytes(g, p.tensors[0]), row_bytes(g, p.tensors[1])};
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
   const int64_t core_tokens = std::min(CeilDiv(g.batch * g.tokens, p.token_parts), g.tokens);
 
-  // Load and store buffers first, then the tables, then as many rows a step as are left for.
+  // Load and store buffers first, then the tables, then as many rows a step as are left for: the
+  // more rows a step has, the less it waits for its own results. Of buffers that leave as many the
+  // longest, or the shortest where a core has so few transfers that it waits for the first.
+  const int64_t core_rows = core_tokens * CeilDiv(g.q_heads + g.k_heads, p.head_parts);
+  const bool few = core_rows * held < kFewTransfers * kTransfer;
+  const int64_t least = few ? kTransfer / 4 : kTransfer;
+  int64_t best = 0, bytes = 0;
   for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
     const int64_t most = std::min<int64_t>(slot / held, kMaxTransferBlocks / 2);
     int64_t tile = std::max<int64_t>(1, kMaxTables / (2 * (float_row + raw_row)));
@@ -142,7 +166,7 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
         if (lines <= tokens) whole = std::max(whole, lines);
       }
       tokens -= tokens % whole;
-      int64_t box = 1;
+      int64_t box = 1, shortest = INT64_MAX;  // rows of the largest, bytes of what is cut
       for (int i = 0; i < 2; ++i) {
         const int64_t heads = CeilDiv(p.tensors[i].heads, p.head_parts);
         if (heads == 0) continue;
@@ -152,11 +176,13 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
         int64_t fits = std::min(box_of(line, rows[i], most), line * across);
         if (head_major) fits = std::max(fits, tokens);  // the walk never cuts a column of tokens
         box = std::max(box, fits);
+        if (fits < line * across) shortest = std::min(shortest, fits * rows[i].run);
       }
       const int64_t table = tokens * float_row;
       const int64_t raw = AlignUp(tokens * raw_row, 256);
       const int64_t slot_bytes = AlignUp(box * held, kBankRow);
-      const int64_t near_fixed = 2 * table + 2 * raw + kBankRow + (fp32 ? kRing * slot_bytes : 0);
+      const int64_t near_fixed =
+          work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? kRing * slot_bytes : 0);
       const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot_bytes);
       const int64_t near_row = fp32 ? 0 : float_row;
       const int64_t far_row = 2 * float_row;
@@ -171,6 +197,9 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       const bool gap = apart >= std::min(limit, kUsefulSteps);
       step = std::min(gap ? apart : step, limit);
       if (step < tokens || (step < std::min(limit, kUsefulSteps) && tile > 1)) continue;
+      const int64_t even = EvenPiece(box, step);
+      if (best > 0 && (shortest < least || even < best || (even == best && !few))) break;
+      best = even;
 
       p.tile_tokens = static_cast<int32_t>(tokens);
       p.box_rows = static_cast<int32_t>(box);
@@ -178,7 +207,7 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       p.slot_bytes = static_cast<int32_t>(slot_bytes);
       p.table_bytes = static_cast<int32_t>(table);
       p.raw_bytes = static_cast<int32_t>(raw);
-      p.work_bytes = static_cast<int32_t>(step * near_row);
+      p.work_bytes = static_cast<int32_t>(step * near_row + work_spare);
       const int64_t near = near_fixed + step * near_row;
       p.gap_bytes = static_cast<int32_t>(gap ? std::max<int64_t>(kThird - near, 0) : 0);
       p.product_bytes = static_cast<int32_t>(step * float_row + spare);
@@ -187,9 +216,11 @@ int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
       // and so on, as of D = 192, meet in part whatever the shift.)
       p.sin_shift = p.half_pitch * 4 % kBankRow == 0 ? 256 : 0;
       const int64_t ring = fp32 ? 0 : kRing * slot_bytes;
-      return near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
+      bytes = near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
+      break;
     }
   }
+  if (best > 0) return bytes;
   refuse("head_dim " + std::to_string(g.head_dim) + " does not fit the " +
          std::to_string(chip.ub_usable) + " bytes of unified buffer of " + chip.name);
 }
@@ -202,8 +233,6 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   if (g.batch * g.tokens * (g.q_heads + g.k_heads) == 0) return plan;
 
   RopeParams& p = plan.params;
-  p.tensors[0] = tensor_of(g.q, g.q_out, g.q_heads, g.q_in_place);
-  p.tensors[1] = tensor_of(g.k, g.k_out, g.k_heads, g.k_in_place);
   p.tables[0] = {g.cos.batch, g.cos.token};
   p.tables[1] = {g.sin.batch, g.sin.token};
   p.batch = g.batch;
@@ -217,18 +246,21 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
   p.split_in = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && !g.transpose);
   p.join_out = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && g.transpose);
+  p.transposes_in = p.split_in && g.dtype != DType::kBFloat16;
   p.transpose = g.transpose;
 
   // Halves begin at whole 32-byte blocks, of fp32 always, of a 16-bit type too where they are
   // loaded or transposed one by one: where a dense row does not have its second half there.
   const int64_t half = g.rotary_dim / 2;
-  const bool dense = half % 8 == 0 && !p.split_in && !p.join_out;
+  const bool dense = half % 8 == 0 && !p.transposes_in && !p.join_out;
   p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, kBlockBytes / size_of(g.dtype)));
   const bool by_halves = p.half_pitch != half && 2 * CeilDiv(half, kRepeatFloats) <=
                                                      CeilDiv(2 * p.half_pitch, kRepeatFloats);
   p.row_parts = by_halves ? 2 : 1;
   p.table_half_pitch = static_cast<int32_t>(AlignUp(half, kBlockBytes / size_of(g.table_dtype)));
   p.float_pitch = static_cast<int32_t>(AlignUp(2 * p.half_pitch, kBankRow / 4));
+  p.tensors[0] = tensor_of(g, p, g.q, g.q_out, g.q_heads, g.q_in_place);
+  p.tensors[1] = tensor_of(g, p, g.k, g.k_out, g.k_heads, g.k_in_place);
 
   choose_grid(g, chip.cores, p);
   plan.cores = p.token_parts * p.head_parts;

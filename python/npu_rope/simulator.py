@@ -4,18 +4,14 @@ the chip's rules enforced.
     >>> run = npu_rope.simulator.apply(q, k, cos, sin, soc="Ascend910B1")
     >>> run.q, run.k                      # the bits that the operator gives on every backend
     >>> run.trace.gm_bytes, run.trace.cores_used
-    >>> npu_rope.simulator.apply(q, k, cos, sin, events=True).trace.save("trace.json")
 
-What the simulator refuses and what it cannot know is in csrc/simulator/ascendc/README.md. Nothing
-here was measured on a chip.
+It counts and knows no time; `python -m benchmarks timeline` costs what it records by a model of the
+chip. What the simulator refuses and what it cannot know is in csrc/simulator/ascendc/README.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,14 +26,6 @@ if TYPE_CHECKING:
     from npu_rope.ops import Options
 
 __all__ = ["Run", "SimulationError", "Trace", "apply", "apply_"]
-
-# For a timeline without anything else installed: cycles, rounded from the documentation and public
-# cost models; `python -m benchmarks model` has full tables. A vector repeat takes one cycle,
-# a bank conflict one more, and an instruction these before its first result; a transfer takes its
-# latency, and then bytes at the rate that one core has for itself.
-VECTOR_LATENCY = 21
-LOAD_LATENCY, STORE_LATENCY = 351, 207
-TRANSFER_BYTES_PER_CYCLE = 74.5
 
 
 class Trace:
@@ -90,65 +78,6 @@ class Trace:
         counts = self.counters.vector
         return sum(c.repeats for c in counts if not instructions or c.api in instructions)
 
-    def timeline(self, core: int) -> Iterator[tuple[float, float, Any]]:
-        """(begin, end, event) of a core's instructions, in cycles, none waiting more than it must.
-
-        An instruction begins when its pipe is free and all that it depends on has ended. That is
-        the order which the kernel's flags enforce; its lengths are modelled, not measured.
-        """
-        trace = self.cores[core]
-        free: dict[str, float] = {}
-        ends: list[float] = []
-        for event in trace.events:
-            begin = free.get(event.pipe, 0.0)
-            begin = max([begin, *(ends[i] for i in trace.dependencies(event))])
-            busy, latency = _cycles(event)
-            free[event.pipe] = begin + busy
-            ends.append(begin + busy + latency)
-            yield begin, ends[-1], event
-
-    def save(self, path: str | Path) -> None:
-        """Writes a Chrome trace (chrome://tracing, Perfetto): a process a core, a thread a pipe."""
-        mhz = _C.find_chip(self.soc).mhz
-        out = []
-        for number, core in enumerate(self.cores):
-            for begin, end, event in self.timeline(number):
-                args = {
-                    "line": f"{Path(event.file).name}:{event.line}",
-                    "bytes": event.blocks * event.block_bytes,
-                    "repeats": event.repeats,
-                    "dtypes": [operand.dtype for operand in event.operands],
-                    "ub": [operand.address for operand in event.operands],
-                    "gm_region": event.gm_region,
-                    "gm_offset": event.gm_offset,
-                    "bank_conflicts": event.conflicts,
-                    "waits_for": core.dependencies(event),
-                }
-                out.append(
-                    {
-                        "name": event.api,
-                        "ph": "X",
-                        "pid": core.core,
-                        "tid": event.pipe,
-                        "ts": begin / mhz,  # microseconds
-                        "dur": (end - begin) / mhz,
-                        "args": args,
-                    }
-                )
-        if not out:
-            raise ValueError("the trace has no events, expected a run with events=True")
-        Path(path).write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ns"}))
-
-
-def _cycles(event: Any) -> tuple[float, float]:  # noqa: ANN401
-    """How long an instruction keeps its pipe, and how much later its result is there."""
-    if event.pipe == "V":
-        return event.repeats + event.conflicts, VECTOR_LATENCY
-    if event.pipe in ("MTE2", "MTE3"):
-        latency = LOAD_LATENCY if event.pipe == "MTE2" else STORE_LATENCY
-        return event.blocks * event.block_bytes / TRANSFER_BYTES_PER_CYCLE, latency
-    return 1, 0
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -187,7 +116,7 @@ def apply(
             is dense, as the kernel has it.
         soc: the chip, by the name that CANN gives it.
         transpose: rotate as :func:`npu_rope.apply_backward` does.
-        events: record every instruction, for a timeline.
+        events: record every instruction (``trace.cores[i].events``), for a model of time.
         threads: host threads to run the cores on; 0 for as many as there are. Results and trace
             do not depend on it.
 
