@@ -15,7 +15,7 @@ from pathlib import Path
 import npu_rope
 import pytest
 import torch
-import torch_npu  # noqa: F401  npu tensors
+import torch_npu
 from npu_runtime import SIMULATED, log, only_simulated
 from samples import DTYPES, STYLES, Sample, samples
 from torch import Tensor
@@ -75,6 +75,28 @@ def test_backward_bits_are_the_cpus(sample: Sample) -> None:
     got = ops.apply_backward(*on_npu(args), **sample.options)
     for one, other in zip(got, expected, strict=True):
         assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("place", ["q", "k", "cos", "sin", "q_out", "k_out"])
+def test_private_formats_are_refused(place: str) -> None:
+    """Their elements are not where their strides say."""
+    shapes = {"q": (4, 16, 64), "k": (4, 2, 64), "cos": (4, 64), "sin": (4, 64)}
+    shapes |= {"q_out": shapes["q"], "k_out": shapes["k"]}
+    host = {name: torch.randn(shape).half() for name, shape in shapes.items()}
+    tensors = {name: tensor.npu() for name, tensor in host.items()}
+    tensors[place] = torch_npu.empty_with_format(
+        shapes[place], dtype=torch.float16, device="npu", acl_format=29
+    )
+    assert "NZ" in str(torch_npu.get_npu_format(tensors[place]))
+    *inputs, q_out, k_out = tensors.values()
+    with pytest.raises(ValueError, match=f"^{place} is stored in format 29, expected a plain one"):
+        ops.apply.out(*inputs, q_out=q_out, k_out=k_out)
+    if not place.endswith("_out"):
+        for form in (ops.apply, ops.apply_):
+            with pytest.raises(ValueError, match=f"^{place} is stored in format 29"):
+                form(*inputs)
+    for name in {"q_out", "k_out"} - {place}:  # nothing was written
+        assert torch.equal(tensors[name].cpu(), host[name])
 
 
 WRITABLE = [sample for sample in samples() if sample.rows != "expanded"]

@@ -3,6 +3,7 @@
 // without either, before torch_npu or after it.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 #include <unistd.h>
@@ -14,8 +15,9 @@
 
 namespace npu_rope {
 
-/// What the library offers: one function for each operator.
+/// What the library offers: one function for each operator, and what torch_npu knows of a tensor.
 struct NpuLibrary {
+  int64_t (*format)(const at::Tensor&);  // of an npu tensor, by CANN's numbers (aclFormat)
   void (*rope)(const RopeGeometry&, const RopePointers&);
 };
 

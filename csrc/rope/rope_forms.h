@@ -7,14 +7,38 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
+#include <iterator>
 #include <tuple>
 
+#include "npu/library.h"
 #include "rope/rope_args.h"
 
 namespace npu_rope {
 
 constexpr const char* kInputNames[2] = {"q", "k"};
 constexpr const char* kGradNames[2] = {"grad_q", "grad_k"};
+
+/// An npu tensor in one of CANN's private formats (FRACTAL_NZ, ...) has its elements elsewhere than
+/// its strides say.
+inline void check_format(const at::Tensor& tensor, const char* name) {
+  if (!tensor.is_privateuseone() || tensor.numel() == 0) return;
+  constexpr int64_t kPlain[] = {0, 1, 2, 27, 30};  // NCHW, NHWC, ND, NDHWC, NCDHW
+  const int64_t format = npu_library().format(tensor);
+  TORCH_CHECK_VALUE(
+      std::find(std::begin(kPlain), std::end(kPlain), format) != std::end(kPlain), name,
+      " is stored in format ", format,
+      ", expected a plain one (ND is 2, FRACTAL_NZ is 29): torch_npu.npu_format_cast(", name,
+      ", 2)");
+}
+
+inline void check_formats(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                          const at::Tensor& sin, const char* const (&names)[2]) {
+  check_format(q, names[0]);
+  check_format(k, names[1]);
+  check_format(cos, "cos");
+  check_format(sin, "sin");
+}
 
 /// `launch(geometry, pointers)` rotates; it is called with at least one row to rotate.
 template <void (*launch)(const RopeGeometry&, const RopePointers&)>
@@ -48,6 +72,7 @@ struct RopeForms {
     const RopeArgs args = check_inputs<int64_t>(
         q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
         kInputNames);
+    check_formats(q, k, cos, sin, kInputNames);
     check_overlap(q, k, cos, sin, q, k);
     const c10::DeviceGuard guard(q.device());
     rotate(args, q, k, cos, sin, q, k, /*transpose=*/false);
@@ -60,6 +85,9 @@ struct RopeForms {
         q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
         kInputNames);
     check_outputs<int64_t>(q, k, q_out, k_out);
+    check_formats(q, k, cos, sin, kInputNames);
+    check_format(q_out, "q_out");
+    check_format(k_out, "k_out");
     check_overlap(q, k, cos, sin, q_out, k_out);
     const c10::DeviceGuard guard(q.device());
     rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false);
@@ -70,6 +98,7 @@ struct RopeForms {
                                          const Tensor& sin, const RopeOptions& options,
                                          const char* const (&names)[2], bool transpose) {
     const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, names);
+    check_formats(q, k, cos, sin, names);
     const c10::DeviceGuard guard(q.device());
     Tensor q_out = at::empty(q.sizes(), q.options());
     Tensor k_out = at::empty(k.sizes(), k.options());

@@ -331,44 +331,52 @@ class RopeKernel {
         halves[1] = raw[pitch];
         pitch *= 2;
       }
-      const bool swap = i == 1 && !p_.transpose;  // S = [sin2 | sin1]
-      for (int32_t h = 0; h < 2; ++h) {
-        PrepareHalf<Table>(tables_[i][h * p_.half_pitch],
-                           halves[swap ? 1 - h : h].template ReinterpretCast<Table>(),
-                           one_row ? 0 : pitch, box.tile_tokens);
-      }
-      AscendC::PipeBarrier<PIPE_V>();
+      const int32_t first = i == 1 && !p_.transpose ? 1 : 0;  // S = [sin2 | sin1]
+      const LocalTensor<Table> from[2] = {halves[first].template ReinterpretCast<Table>(),
+                                          halves[1 - first].template ReinterpretCast<Table>()};
+      PrepareHalves<Table>(tables_[i], from, one_row ? 0 : pitch, box.tile_tokens);
     }
     AscendC::SetFlag<HardEvent::V_MTE2>(tables_free_);
   }
 
-  /// Half of each row: Table -> (rounded to T ->) fp32.
+  /// Both halves of a table's rows: Table -> (rounded to T ->) fp32.
   template <typename Table>
-  __aicore__ inline void PrepareHalf(const LocalTensor<float>& to, const LocalTensor<Table>& from,
-                                     int32_t pitch, int32_t rows) {
+  __aicore__ inline void PrepareHalves(const LocalTensor<float>& table,
+                                       const LocalTensor<Table> (&from)[2], int32_t pitch,
+                                       int32_t rows) {
+    const LocalTensor<float> to[2] = {table, table[p_.half_pitch]};
+    const int32_t to_pitch = p_.float_pitch;
     const int32_t half = p_.rotary_dim / 2;
     if constexpr (!kFloat && !Same<T, Table>::value) {
       if (p_.round_tables) {
         const int32_t dense = static_cast<int32_t>(AlignUp(half, kBlock));
-        const LocalTensor<T> rounded = cos_product_[rows * dense].template ReinterpretCast<T>();
-        if constexpr (Same<Table, float>::value) {
-          CastRows(rounded, dense, from, pitch, half, rows, RoundMode::CAST_RINT);
-        } else {
-          CastRows(cos_product_, dense, from, pitch, half, rows, RoundMode::CAST_NONE);
-          AscendC::PipeBarrier<PIPE_V>();
-          CastRows(rounded, dense, cos_product_, dense, half, rows, RoundMode::CAST_RINT);
+        const LocalTensor<T> scratch = cos_product_.template ReinterpretCast<T>();
+        const LocalTensor<T> rounded[2] = {scratch, scratch[rows * dense]};
+        for (int32_t h = 0; h < 2; ++h) {
+          if constexpr (Same<Table, float>::value) {
+            CastRows(rounded[h], dense, from[h], pitch, half, rows, RoundMode::CAST_RINT);
+          } else {
+            CastRows(to[h], to_pitch, from[h], pitch, half, rows, RoundMode::CAST_NONE);
+            AscendC::PipeBarrier<PIPE_V>();
+            CastRows(rounded[h], dense, to[h], to_pitch, half, rows, RoundMode::CAST_RINT);
+          }
         }
         AscendC::PipeBarrier<PIPE_V>();
-        CastRows(to, p_.float_pitch, rounded, dense, half, rows, RoundMode::CAST_NONE);
+        for (int32_t h = 0; h < 2; ++h) {
+          CastRows(to[h], to_pitch, rounded[h], dense, half, rows, RoundMode::CAST_NONE);
+        }
         AscendC::PipeBarrier<PIPE_V>();
         return;
       }
     }
-    if constexpr (Same<Table, float>::value) {
-      CopyRows(to, p_.float_pitch, from, pitch, half, rows);
-    } else {
-      CastRows(to, p_.float_pitch, from, pitch, half, rows, RoundMode::CAST_NONE);
+    for (int32_t h = 0; h < 2; ++h) {
+      if constexpr (Same<Table, float>::value) {
+        CopyRows(to[h], to_pitch, from[h], pitch, half, rows);
+      } else {
+        CastRows(to[h], to_pitch, from[h], pitch, half, rows, RoundMode::CAST_NONE);
+      }
     }
+    AscendC::PipeBarrier<PIPE_V>();
   }
 
   // ---- Rotation -----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // The rotation on an NPU: plan -> enqueue. Checks and outputs are rope_forms.h's.
 #include <c10/util/Exception.h>
+#include <torch_npu/csrc/core/npu/NPUFormat.h>
 
 #include <array>
 #include <cstring>
@@ -87,6 +88,6 @@ void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
 
 extern "C" __attribute__((visibility("default"))) const npu_rope::NpuLibrary*
 npu_rope_npu_library() {
-  static const npu_rope::NpuLibrary library = {npu_rope::rope_npu};
+  static const npu_rope::NpuLibrary library = {at_npu::native::get_npu_format, npu_rope::rope_npu};
   return &library;
 }
