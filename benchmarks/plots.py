@@ -122,3 +122,45 @@ def validation(rows: Sequence[Row]) -> Path | str:
     axis.legend(frameon=False)
     axis.grid(alpha=0.25)
     return _write(plt, figure, "validation")
+
+
+def cpu(rows: Sequence[Row], machine: str) -> Path | str:
+    """Time of each competitor by shape, with the most threads that were measured."""
+    plt = _pyplot()
+    if plt is None:
+        return MISSING
+    colours = {"read-modify-write": BOUND, "npu_rope.apply_": OURS,
+               "vLLM": "#6c5b9e", "Hugging Face, compiled": "#e7c19d", "Hugging Face": THEIRS,
+               "LMDeploy": "#a0522d"}  # fmt: skip
+    labels = {
+        "read-modify-write": "reading and writing q and k, no arithmetic",
+        "npu_rope.apply_": "npu_rope",
+        "vLLM": "vLLM's CPU kernel (bf16 tables)",
+        "LMDeploy": "LMDeploy's eager form",
+    }
+    threads = max(row["threads"] for row in rows)
+    shown = [
+        row
+        for row in rows
+        if row["threads"] == threads
+        and row["case"].endswith(" bfloat16 half")
+        and row["competitor"] in colours
+    ]
+    if not shown:
+        return "no picture: none of bfloat16 half was measured"
+    cases = list(dict.fromkeys(row["case"] for row in shown))
+    figure, axis = plt.subplots(figsize=(10, 3.6))
+    names = [name for name in colours if any(row["competitor"] == name for row in shown)]
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        points = [(cases.index(row["case"]), row["us"]) for row in shown
+                  if row["competitor"] == name]  # fmt: skip
+        left = [case - 0.4 + (place + 0.5) * width for case, _ in points]
+        axis.bar(left, [us for _, us in points], width, color=colours[name],
+                 label=labels.get(name, name))  # fmt: skip
+    axis.set_xticks(range(len(cases)), [case.split()[0] for case in cases])
+    axis.set(yscale="log", ylabel=f"µs of one call, {threads} threads")
+    axis.set_title(f"bfloat16, half style, float32 tables: measured ({machine})", fontsize=9)
+    axis.legend(frameon=False, loc="upper left")
+    axis.grid(axis="y", alpha=0.25)
+    return _write(plt, figure, "cpu")
