@@ -330,6 +330,7 @@ struct Rotation {
     RowStrides x_strides, y_strides;
     int64_t tokens, heads;
     bool in_place;
+    const Element* next;  // what is rotated after them
   };
 
   static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables) {
@@ -355,11 +356,11 @@ struct Rotation {
       }
       const int64_t token = by_head ? inner : outer, head = by_head ? outer : inner;
       const int64_t left = rows.heads - head, heads = left < group ? left : group;
-      const int64_t x_place = place(from, outer, inner);
-      const int64_t ahead =
-          next_outer < outer_size ? place(from, next_outer, next_inner) - x_place : 0;
-      const Element* x = rows.x + x_place;
+      const Element* x = rows.x + place(from, outer, inner);
       Element* y = rows.y + place(to, outer, inner);
+      const Element* next =
+          next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
+      const int64_t ahead = distance(x, next);
       const Compute* table = tables + token * 2 * geometry.rotary_dim;
       if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
         copy_through(geometry, x, y, from.head, to.head, heads);
@@ -379,6 +380,12 @@ struct Rotation {
     }
   }
 
+  /// In elements, of one tensor or of two.
+  static int64_t distance(const Element* from, const Element* to) {
+    return (reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from)) /
+           static_cast<int64_t>(sizeof(Element));
+  }
+
   /// What of some heads is not rotated.
   static void copy_through(const RopeGeometry& geometry, const Element* x, Element* y,
                            int64_t x_stride, int64_t y_stride, int64_t heads) {
@@ -387,6 +394,22 @@ struct Rotation {
       std::memcpy(y, x, geometry.rotary_offset * sizeof(Element));
       std::memcpy(y + end, x + end, (geometry.head_dim - end) * sizeof(Element));
     }
+  }
+
+  static Rows rows_of(const void* x, void* y, RowStrides x_strides, RowStrides y_strides,
+                      bool in_place, int64_t batch, int64_t token, int64_t head_begin,
+                      int64_t head_end, int64_t tokens) {
+    const auto place = [&](RowStrides strides) {
+      return batch * strides.batch + token * strides.token + head_begin * strides.head;
+    };
+    return {static_cast<const Element*>(x) + place(x_strides),
+            static_cast<Element*>(y) + place(y_strides),
+            x_strides,
+            y_strides,
+            tokens,
+            head_end - head_begin,
+            in_place,
+            nullptr};
   }
 
   static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
@@ -403,26 +426,14 @@ struct Rotation {
       for (int64_t i = 0; i < tokens; ++i) {
         prepare_table(geometry, pointers, range.batch, token + i, tables + i * table_size);
       }
-      const auto rows = [&](const void* x, void* y, RowStrides x_strides, RowStrides y_strides,
-                            int64_t head_begin, int64_t head_end, bool in_place) {
-        return Rows{static_cast<const Element*>(x) + range.batch * x_strides.batch +
-                        token * x_strides.token + head_begin * x_strides.head,
-                    static_cast<Element*>(y) + range.batch * y_strides.batch +
-                        token * y_strides.token + head_begin * y_strides.head,
-                    x_strides,
-                    y_strides,
-                    tokens,
-                    head_end - head_begin,
-                    in_place};
-      };
-      rotate_rows(geometry,
-                  rows(pointers.q, pointers.q_out, geometry.q, geometry.q_out, range.q_head_begin,
-                       range.q_head_end, geometry.q_in_place),
-                  tables);
-      rotate_rows(geometry,
-                  rows(pointers.k, pointers.k_out, geometry.k, geometry.k_out, range.k_head_begin,
-                       range.k_head_end, geometry.k_in_place),
-                  tables);
+      Rows q = rows_of(pointers.q, pointers.q_out, geometry.q, geometry.q_out, geometry.q_in_place,
+                       range.batch, token, range.q_head_begin, range.q_head_end, tokens);
+      Rows k = rows_of(pointers.k, pointers.k_out, geometry.k, geometry.k_out, geometry.k_in_place,
+                       range.batch, token, range.k_head_begin, range.k_head_end, tokens);
+      q.next = k.heads > 0 ? k.x : q.x + tokens * q.x_strides.token;
+      k.next = q.heads > 0 ? q.x + tokens * q.x_strides.token : k.x + tokens * k.x_strides.token;
+      rotate_rows(geometry, q, tables);
+      rotate_rows(geometry, k, tables);
     }
   }
 };
