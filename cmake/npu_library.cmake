@@ -18,7 +18,4 @@ function(add_npu_library target torch_npu_dir)
   # Every symbol of the library is found now, or the build fails. What the libraries below it lack is
   # their own affair.
   target_link_options(${target} PRIVATE -Wl,--no-undefined -Wl,--allow-shlib-undefined)
-  if(old_string)
-    target_compile_definitions(${target} PRIVATE _GLIBCXX_USE_CXX11_ABI=0)
-  endif()
 endfunction()
