@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import npu_rope
@@ -287,16 +289,24 @@ def call_rows(threads: int, args: argparse.Namespace) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def all_rows(args: argparse.Namespace) -> Iterator[Row]:
+@dataclass
+class Job:
+    name: str
+    threads: int
+    rows: Callable[[], Iterator[Row]]
+
+
+def jobs(args: argparse.Namespace) -> Iterator[Job]:
     for threads in args.threads:
-        torch.set_num_threads(threads)
-        yield from call_rows(threads, args)
-        for shape in args.shapes:
-            for dtype in (getattr(torch, name) for name in args.dtypes):
-                for style in args.styles:
-                    for packed in (False, True) if shape in DRAM_SHAPES else (False,):
-                        yield from in_place_rows(shape, dtype, style, packed, threads, args)
-                yield from out_of_place_rows(shape, dtype, threads, args)
+        yield Job("call", threads, partial(call_rows, threads, args))
+        for shape, name in itertools.product(args.shapes, args.dtypes):
+            dtype = getattr(torch, name)
+            for style in args.styles:
+                for packed in (False, True) if shape in DRAM_SHAPES else (False,):
+                    rows = partial(in_place_rows, shape, dtype, style, packed, threads, args)
+                    yield Job(f"{shape} {name} {style}", threads, rows)
+            rows = partial(out_of_place_rows, shape, dtype, threads, args)
+            yield Job(f"{shape} {name} out of place", threads, rows)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -324,17 +334,18 @@ def main(args: argparse.Namespace) -> list[report.Row]:
     machine = f"torch {torch.__version__}, {capability}, {os.cpu_count()} CPUs"
     rows = []
     with torch.no_grad():
-        for row in all_rows(args):
-            print(f"{row.what}, {row.name}: {row.us:.2f} µs", flush=True)  # progress
-            rows.append(row.as_row())
+        for job in report.progress(jobs(args), "cpu"):
+            torch.set_num_threads(job.threads)
+            rows += [row.as_row() for row in job.rows()]
     print(f"\n{machine}\n{report.table(rows)}")
     targets = [row["met"] for row in rows if row["met"] is not None]
     print(f"\n{sum(targets)} of {len(targets)} targets met")
     if not args.quick:
+        titles = {name: f"{case.model}\n{case.tokens} tokens" for name, case in SHAPES.items()}
         print(
             "\nwritten:",
             report.save("cpu", f"{NOTE}: {machine}", rows),
-            plots.cpu(rows, machine),
+            plots.cpu(rows, machine, titles),
             sep="\n  ",
         )
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def validation(rows: Sequence[Row]) -> Path | str:
     return _write(plt, figure, "validation")
 
 
-def cpu(rows: Sequence[Row], machine: str) -> Path | str:
+def cpu(rows: Sequence[Row], machine: str, titles: Mapping[str, str]) -> Path | str:
     """Time of each competitor by shape, with the most threads that were measured."""
     plt = _pyplot()
     if plt is None:
@@ -149,7 +149,7 @@ def cpu(rows: Sequence[Row], machine: str) -> Path | str:
     if not shown:
         return "no picture: none of bfloat16 half was measured"
     cases = list(dict.fromkeys(row["case"] for row in shown))
-    figure, axis = plt.subplots(figsize=(10, 3.6))
+    figure, axis = plt.subplots(figsize=(11, 3.6))
     names = [name for name in colours if any(row["competitor"] == name for row in shown)]
     width = 0.8 / len(names)
     for place, name in enumerate(names):
@@ -158,7 +158,8 @@ def cpu(rows: Sequence[Row], machine: str) -> Path | str:
         left = [case - 0.4 + (place + 0.5) * width for case, _ in points]
         axis.bar(left, [us for _, us in points], width, color=colours[name],
                  label=labels.get(name, name))  # fmt: skip
-    axis.set_xticks(range(len(cases)), [case.split()[0] for case in cases])
+    ticks = [titles[case.split()[0]] for case in cases]
+    axis.set_xticks(range(len(cases)), ticks, fontsize=8)
     axis.set(yscale="log", ylabel=f"µs of one call, {threads} threads")
     axis.set_title(f"bfloat16, half style, float32 tables: measured ({machine})", fontsize=9)
     axis.legend(frameon=False, loc="upper left")
