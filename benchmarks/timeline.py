@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     events = [
         {"name": step.name, "ph": "X", "pid": args.core, "tid": step.pipe, "ts": step.begin,
          "dur": step.end - step.begin, "args": {"visible": step.visible, "waits": list(step.waits),
-         "line": f"rope_kernel.cpp:{event.line}", "repeats": event.repeats,
+         "line": f"rope_kernel.h:{event.line}", "repeats": event.repeats,
          "bytes": event.blocks * event.block_bytes, "conflicts": event.conflicts}}
         for step, event in zip(steps, trace.cores[args.core].events, strict=True)
     ]  # fmt: skip

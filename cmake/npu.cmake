@@ -88,7 +88,8 @@ find_package(ASC QUIET CONFIG NO_DEFAULT_PATH PATHS
 if(ASC_FOUND)  # CANN >= 9.1
   set(CMAKE_ASC_ARCHITECTURES ${architecture})
   enable_language(ASC)
-  ascendc_library(rope_kernels STATIC csrc/rope/rope_launch.asc)
+  ascendc_library(rope_kernels STATIC ${rope_entries})
+  target_compile_definitions(rope_kernels PRIVATE NPU_ROPE_ASC)
 else()
   find_path(ascendc_folder ascendc.cmake NO_DEFAULT_PATH PATHS
     ${cann}/compiler/tikcpp/ascendc_kernel_cmake
@@ -103,7 +104,7 @@ else()
   set(ASCEND_CANN_PACKAGE_PATH ${cann})
   set(ASCEND_PYTHON_EXECUTABLE ${Python_EXECUTABLE})
   include(${ascendc_folder}/ascendc.cmake)
-  ascendc_library(rope_kernels STATIC csrc/rope/rope_kernel.cpp)
+  ascendc_library(rope_kernels STATIC ${rope_entries})
 endif()
 ascendc_include_directories(rope_kernels PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/csrc)
 

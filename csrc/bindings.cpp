@@ -6,15 +6,16 @@
 
 #include "npu/chip.h"
 #include "rope/rope_args.h"
+#include "rope/rope_entries.h"
 #include "rope/rope_plan.h"
 #include "simulator/ascendc/simulator.h"
 
-// The kernel's entries (rope/rope_kernel.cpp), compiled against the simulator's kernel_operator.h.
-extern "C" {
-using RopeEntry = void(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,
-                       uint8_t* k_out, npu_rope::RopeParams params);
-RopeEntry rope_fp16, rope_bf16, rope_fp32;
-}
+// The kernel's entries, compiled against the simulator's kernel_operator.h.
+using RopeKernelFunction = void(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,
+                                uint8_t* k_out, npu_rope::RopeParams params);
+#define DECLARE(name, ...) extern "C" RopeKernelFunction name;
+ROPE_ENTRIES(DECLARE)
+#undef DECLARE
 
 namespace py = pybind11;
 
@@ -52,15 +53,21 @@ GmRegion extent_of(const at::Tensor& tensor, bool read_only) {
   return {tensor.const_data_ptr(), elements * tensor.element_size(), read_only};
 }
 
+#define KERNEL(name, dtype, type, split_in, join_out) {DType::dtype, split_in, join_out, name},
+constexpr RopeEntry<RopeKernelFunction> kKernels[] = {ROPE_ENTRIES(KERNEL)};
+#undef KERNEL
+
 Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor& k,
                     const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
                     const at::Tensor& k_out, const std::string& soc, bool events, int threads) {
   Trace nothing;
   nothing.chip = soc;
   if (plan.cores == 0) return nothing;
-  RopeEntry* const entry = q.scalar_type() == at::kHalf       ? rope_fp16
-                           : q.scalar_type() == at::kBFloat16 ? rope_bf16
-                                                              : rope_fp32;
+  const DType dtype = q.scalar_type() == at::kHalf       ? DType::kFloat16
+                      : q.scalar_type() == at::kBFloat16 ? DType::kBFloat16
+                                                         : DType::kFloat32;
+  RopeKernelFunction* const entry = find_entry(kKernels, dtype, plan.params);
+  TORCH_INTERNAL_ASSERT(entry);
   const auto address = [](const at::Tensor& tensor) {
     return static_cast<uint8_t*>(const_cast<void*>(tensor.const_data_ptr()));
   };

@@ -16,7 +16,7 @@ from samples import Sample
 
 pytestmark = only_simulated
 ops = torch.ops.npu_rope
-LAUNCH = "aclrtlaunch_rope_bf16"
+LAUNCH = "aclrtlaunch_rope_bf16_half"
 OUT_OF_MEMORY = 207001
 LOST_HEARTBEAT = 507010
 VECTOR_CORE_EXCEPTION = 507035

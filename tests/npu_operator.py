@@ -21,7 +21,7 @@ from samples import DTYPES, STYLES, Sample, samples
 from torch import Tensor
 
 ops = torch.ops.npu_rope
-NAMES = ("aclrtlaunch_rope_fp16", "aclrtlaunch_rope_bf16", "aclrtlaunch_rope_fp32")
+SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def on_npu(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -143,7 +143,11 @@ LAUNCHES = {
     "partial": Sample(tokens=9, head_dim=128, rotary_dim=64),
     "partial, strided": Sample(tokens=9, head_dim=128, rotary_dim=64, rows="packed"),
     "fp32 tables": Sample(tokens=9, cast_tables=False),
-    "interleaved": Sample(tokens=9, style="interleaved"),
+    **{
+        f"{style}, {SHORT[dtype]}": Sample(tokens=9, style=style, dtype=dtype)
+        for style in STYLES
+        for dtype in DTYPES
+    },
     "transposed": Sample(tokens=9, rows="transposed"),
     "a batch": Sample(layout="BSND", batch=3, tokens=9, table_rank=3),
     "a batch of BNSD": Sample(layout="BNSD", batch=3, tokens=9, table_rank=2),
@@ -163,8 +167,12 @@ def test_a_call_is_one_launch_and_nothing_else(name: str, form: str) -> None:
         getattr(ops, form)(*args, **sample.options)
         torch.npu.current_stream().npu_stream  # noqa: B018  waits for the task queue, not the stream
     assert len(calls.launches) == 1
-    assert calls.launches[0].split()[0] == NAMES[1]
-    asked = {line.split()[0] for line in calls} - {NAMES[1]}
+    order = sample.style
+    if order == "deinterleave" and form == "apply_backward":
+        order = "reinterleave"
+    launch = f"aclrtlaunch_rope_{SHORT[sample.dtype]}_{order}"
+    assert calls.launches[0].split()[0] == launch
+    asked = {line.split()[0] for line in calls} - {launch}
     assert asked <= {"aclrtGetDevice", "aclrtSetDevice"}, calls
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 ops = torch.ops.npu_rope
 SLOW = 150  # milliseconds: far longer than a whole test takes without waiting
 COPY = "aclrtMemcpyAsync"
-LAUNCH = "aclrtlaunch_rope_bf16"
+LAUNCH = "aclrtlaunch_rope_bf16_half"
 
 
 def slow(function: str) -> contextlib.AbstractContextManager[None]:

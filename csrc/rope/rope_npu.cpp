@@ -52,18 +52,10 @@ class PlanCache {
   std::array<Slot, 256> slots_;
 };
 
-decltype(&aclrtlaunch_rope_fp16) kernel_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return aclrtlaunch_rope_fp16;
-    case DType::kBFloat16:
-      return aclrtlaunch_rope_bf16;
-    case DType::kFloat32:
-      return aclrtlaunch_rope_fp32;
-    default:
-      TORCH_INTERNAL_ASSERT(false, "unchecked dtype ", static_cast<int>(dtype));
-  }
-}
+#define LAUNCH(name, dtype, type, split_in, join_out) \
+  {DType::dtype, split_in, join_out, aclrtlaunch_##name},
+constexpr RopeEntry<RopeLaunch> kLaunches[] = {ROPE_ENTRIES(LAUNCH)};
+#undef LAUNCH
 
 void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
   static PlanCache cache;
@@ -74,12 +66,13 @@ void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
   } catch (const std::invalid_argument& refused) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, refused.what());
   }
-  const auto kernel = kernel_of(geometry.dtype);
-  enqueue(name, [kernel, plan, p = pointers](aclrtStream stream) {
+  RopeLaunch* const rope = find_entry(kLaunches, geometry.dtype, plan->params);
+  TORCH_INTERNAL_ASSERT(rope, "no entry for dtype ", static_cast<int>(geometry.dtype));
+  enqueue(name, [rope, plan, p = pointers](aclrtStream stream) {
     RopeParams params = plan->params;  // CANN's function takes them by a pointer that is not const
-    return static_cast<int>(kernel(plan->cores, stream, const_cast<void*>(p.q),
-                                   const_cast<void*>(p.k), const_cast<void*>(p.cos),
-                                   const_cast<void*>(p.sin), p.q_out, p.k_out, &params));
+    return static_cast<int>(rope(plan->cores, stream, const_cast<void*>(p.q),
+                                 const_cast<void*>(p.k), const_cast<void*>(p.cos),
+                                 const_cast<void*>(p.sin), p.q_out, p.k_out, &params));
   });
 }
 

@@ -1,9 +1,9 @@
-// The rotary kernel's launch functions on the simulated runtime.
+// The entries' launch functions on the simulated runtime.
 #include "rope/rope_launch.h"
 
 #include "launch.h"
 
-#define LAUNCH(name)                                                                               \
+#define LAUNCH(name, ...)                                                                          \
   extern "C" void name(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,         \
                        uint8_t* k_out, npu_rope::RopeParams params);                               \
   uint32_t aclrtlaunch_##name(uint32_t cores, aclrtStream stream, void* q, void* k, void* cos,     \
@@ -14,7 +14,4 @@
           name(gm(q), gm(k), gm(cos), gm(sin), gm(q_out), gm(k_out), params);                      \
         });                                                                                        \
   }
-
-LAUNCH(rope_fp16)
-LAUNCH(rope_bf16)
-LAUNCH(rope_fp32)
+ROPE_ENTRIES(LAUNCH)

@@ -26,6 +26,8 @@
 // while V rotates the one before and MTE3 stores the one before that. Banks: rows in fp32 and the
 // tables share the first 64 KB, at opposite 256-byte parity; the products and (for 16-bit types)
 // the ring lie beyond, so that no instruction reads and writes one bank or reads one group twice.
+#pragma once
+
 #include "kernel_operator.h"
 #include "rope_pairs.h"
 #include "rope_params.h"
@@ -640,6 +642,7 @@ class RopeKernel {
   AscendC::TEventID loaded_[kRing], rotated_[kRing], stored_[kRing];
 };
 
+/// What an entry (rope_entry.cpp.in) does.
 template <typename T, bool kSplit, bool kJoin>
 __aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
                            GM_ADDR k_out, const RopeParams& params) {
@@ -649,39 +652,4 @@ __aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_AD
   kernel.Process();
 }
 
-/// The order of rows on either side chooses the template.
-template <typename T>
-__aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                           GM_ADDR k_out, const RopeParams& params) {
-  if (params.split_in && params.join_out) {
-    Run<T, true, true>(q, k, cos, sin, q_out, k_out, params);
-  } else if (params.split_in) {
-    Run<T, true, false>(q, k, cos, sin, q_out, k_out, params);
-  } else if (params.join_out) {
-    Run<T, false, true>(q, k, cos, sin, q_out, k_out, params);
-  } else {
-    Run<T, false, false>(q, k, cos, sin, q_out, k_out, params);
-  }
-}
-
 }  // namespace npu_rope
-
-using npu_rope::RopeParams;  // CANN 8's launch generator knows a struct by its bare name
-
-extern "C" __global__ __aicore__ void rope_fp16(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
-                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
-  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-  npu_rope::Run<half>(q, k, cos, sin, q_out, k_out, params);
-}
-
-extern "C" __global__ __aicore__ void rope_bf16(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
-                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
-  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-  npu_rope::Run<bfloat16_t>(q, k, cos, sin, q_out, k_out, params);
-}
-
-extern "C" __global__ __aicore__ void rope_fp32(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin,
-                                                GM_ADDR q_out, GM_ADDR k_out, RopeParams params) {
-  KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-  npu_rope::Run<float>(q, k, cos, sin, q_out, k_out, params);
-}

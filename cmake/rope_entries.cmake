@@ -1,0 +1,18 @@
+# rope_entries: the sources of the kernel's entries, made from rope_entry.cpp.in and the lines of
+# rope_entries.h.
+set(list ${CMAKE_CURRENT_SOURCE_DIR}/csrc/rope/rope_entries.h)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list})
+file(READ ${list} text)
+string(REGEX MATCHALL "  ENTRY\\([^)]*\\)" lines "${text}")
+set(rope_entries)
+foreach(line ${lines})
+  if(NOT line MATCHES "\\((.*), .*, (.*), (.*), (.*)\\)")
+    message(FATAL_ERROR "npu_rope: ${list} has a line of another form: ${line}")
+  endif()
+  set(entry ${CMAKE_MATCH_1})
+  set(type ${CMAKE_MATCH_2})
+  set(split_in ${CMAKE_MATCH_3})
+  set(join_out ${CMAKE_MATCH_4})
+  configure_file(csrc/rope/rope_entry.cpp.in ${CMAKE_BINARY_DIR}/rope_entries/${entry}.cpp @ONLY)
+  list(APPEND rope_entries ${CMAKE_BINARY_DIR}/rope_entries/${entry}.cpp)
+endforeach()

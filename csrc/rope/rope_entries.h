@@ -1,0 +1,50 @@
+// The kernel's entries: one for each dtype of q and k and order of rows on either side, each
+// compiled by itself (CMake makes its source from rope_entry.cpp.in and its line here), launched by
+// aclrtlaunch_<name>. A core's instruction cache then holds what one launch needs, no more.
+//
+//   half          halves -> halves      deinterleave   pairs -> halves
+//   interleaved   pairs -> pairs        reinterleave   halves -> pairs (deinterleave's backward)
+#pragma once
+
+#include "rope/rope_geometry.h"
+#include "rope/rope_params.h"
+
+//    name, dtype, the same in the kernel, rows come as pairs, rows leave as pairs
+#define ROPE_ENTRIES(ENTRY)                                         \
+  ENTRY(rope_fp16_half, kFloat16, half, false, false)               \
+  ENTRY(rope_fp16_interleaved, kFloat16, half, true, true)          \
+  ENTRY(rope_fp16_deinterleave, kFloat16, half, true, false)        \
+  ENTRY(rope_fp16_reinterleave, kFloat16, half, false, true)        \
+  ENTRY(rope_bf16_half, kBFloat16, bfloat16_t, false, false)        \
+  ENTRY(rope_bf16_interleaved, kBFloat16, bfloat16_t, true, true)   \
+  ENTRY(rope_bf16_deinterleave, kBFloat16, bfloat16_t, true, false) \
+  ENTRY(rope_bf16_reinterleave, kBFloat16, bfloat16_t, false, true) \
+  ENTRY(rope_fp32_half, kFloat32, float, false, false)              \
+  ENTRY(rope_fp32_interleaved, kFloat32, float, true, true)         \
+  ENTRY(rope_fp32_deinterleave, kFloat32, float, true, false)       \
+  ENTRY(rope_fp32_reinterleave, kFloat32, float, false, true)
+
+namespace npu_rope {
+
+/// An entry and a function of it: the launch, or the kernel itself.
+template <class Function>
+struct RopeEntry {
+  DType dtype;
+  bool split_in, join_out;
+  Function* function;
+};
+
+/// The function of the entry that these parameters are for, or null.
+template <class Function, size_t n>
+Function* find_entry(const RopeEntry<Function> (&entries)[n], DType dtype,
+                     const RopeParams& params) {
+  for (const auto& entry : entries) {
+    if (entry.dtype == dtype && entry.split_in == static_cast<bool>(params.split_in) &&
+        entry.join_out == static_cast<bool>(params.join_out)) {
+      return entry.function;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace npu_rope
