@@ -35,8 +35,9 @@ RopeGeometry geometry_of(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
                          const std::optional<std::string>& layout,
                          std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved,
-                         bool deinterleave, bool cast_tables, bool transpose) {
-  RopeOptions options{{}, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables};
+                         bool deinterleave, bool cast_tables, bool round_each, bool transpose) {
+  RopeOptions options{{},           rotary_dim,  rotary_offset, interleaved,
+                      deinterleave, cast_tables, round_each};
   if (layout) options.layout = c10::string_view(*layout);
   const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, {"q", "k"});
   check_outputs<int64_t>(q, k, q_out, k_out);
@@ -120,11 +121,11 @@ void bind_plan(py::module_& module) {
   using G = RopeGeometry;
   bind_struct<G>(module, "RopeGeometry", "dtype", &G::dtype, "table_dtype", &G::table_dtype,
                  "style", &G::style, "transpose", &G::transpose, "half_tables", &G::half_tables,
-                 "cast_tables", &G::cast_tables, "batch", &G::batch, "tokens", &G::tokens,
-                 "q_heads", &G::q_heads, "k_heads", &G::k_heads, "head_dim", &G::head_dim,
-                 "rotary_dim", &G::rotary_dim, "rotary_offset", &G::rotary_offset, "q_in_place",
-                 &G::q_in_place, "k_in_place", &G::k_in_place, "q", &G::q, "k", &G::k, "q_out",
-                 &G::q_out, "k_out", &G::k_out, "cos", &G::cos, "sin", &G::sin);
+                 "cast_tables", &G::cast_tables, "round_each", &G::round_each, "batch", &G::batch,
+                 "tokens", &G::tokens, "q_heads", &G::q_heads, "k_heads", &G::k_heads, "head_dim",
+                 &G::head_dim, "rotary_dim", &G::rotary_dim, "rotary_offset", &G::rotary_offset,
+                 "q_in_place", &G::q_in_place, "k_in_place", &G::k_in_place, "q", &G::q, "k", &G::k,
+                 "q_out", &G::q_out, "k_out", &G::k_out, "cos", &G::cos, "sin", &G::sin);
   using P = RopeParams;
   bind_struct<P>(module, "RopeParams", "token_parts", &P::token_parts, "head_parts", &P::head_parts,
                  "tile_tokens", &P::tile_tokens, "box_rows", &P::box_rows, "step_rows",
@@ -144,7 +145,7 @@ void bind_plan(py::module_& module) {
              py::arg("layout") = py::none(), py::arg("rotary_dim") = py::none(),
              py::arg("rotary_offset") = 0, py::arg("interleaved") = false,
              py::arg("deinterleave") = false, py::arg("cast_tables") = true,
-             py::arg("transpose") = false);
+             py::arg("round_each") = false, py::arg("transpose") = false);
 }
 
 std::vector<UbOperand> operands_of(const Event& event) {

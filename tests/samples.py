@@ -36,6 +36,7 @@ class Sample:
     table_dtype: torch.dtype = torch.float32
     half_tables: bool = False
     cast_tables: bool = True
+    round_each: bool = False
     rows: str = "contiguous"  # or packed, sliced, expanded, transposed, strided
     table_rank: int = 2
     broadcast: str = ""  # which of the table's axes are 1: letters of "BS"
@@ -48,6 +49,8 @@ class Sample:
     @property
     def options(self) -> dict[str, Any]:
         named = {"layout": self.layout, "cast_tables": self.cast_tables, **STYLES[self.style]}
+        if self.round_each:
+            named["round_each"] = True
         if self.half_tables or self.rotary_dim is not None:
             named["rotary_dim"] = self.width
         if self.rotary_offset:

@@ -194,3 +194,29 @@ def test_public_functions_are_the_operator(sample: Sample) -> None:
     if sample.rows != "expanded":
         npu_rope.apply_(q, k, cos, sin, **sample.options)
         assert_same((q, k), expected)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_round_each_is_defined_as_eager_torch_in_that_dtype(style: str, dtype: torch.dtype) -> None:
+    """Independent of the reference: the code that the operator takes the place of."""
+    q, k, cos, sin = Sample(tokens=33, head_dim=40, style=style, dtype=dtype).tensors()
+    cos, sin = cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+
+    def rotate_half(x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, -1)
+        return torch.cat((-x2, x1), -1)
+
+    def rotate_every_two(x: Tensor) -> Tensor:
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+    def eager(x: Tensor) -> Tensor:
+        if style == "deinterleave":
+            x = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        turned = rotate_every_two(x) if style == "interleaved" else rotate_half(x)
+        return x * cos + turned * sin
+
+    got = npu_rope.reference.apply(q, k, cos, sin, **STYLES[style], round_each=True)
+    assert_same(got, (eager(q), eager(k)))
+    once = npu_rope.reference.apply(q, k, cos, sin, **STYLES[style])
+    assert not torch.equal(got[0], once[0])

@@ -131,6 +131,7 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   RopeArgs args{};
   args.style = style_of(options);
   args.cast_tables = options.cast_tables;
+  args.round_each = options.round_each && q.element_size() == 2;
   args.rows = row_axes(q.dim(), options, q_name);
 
   const bool is_double = q.scalar_type() == at::kDouble && !q.is_privateuseone();
@@ -320,6 +321,7 @@ RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::
   geometry.transpose = transpose;
   geometry.half_tables = args.half_tables;
   geometry.cast_tables = args.cast_tables;
+  geometry.round_each = args.round_each;
   const auto sizes = q.sizes();
   geometry.batch = args.rows.batch < 0 ? 1 : sizes[args.rows.batch];
   geometry.tokens = sizes[args.rows.token];

@@ -6,12 +6,13 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 
 #include "rope/rope_geometry.h"
 
 namespace npu_rope {
 
-/// The keyword arguments of every form of the operator, as they came.
+/// The keyword arguments of every form of the operator, as they came, in the schema's order.
 struct RopeOptions {
   std::optional<c10::string_view> layout;
   std::optional<int64_t> rotary_dim;
@@ -19,6 +20,12 @@ struct RopeOptions {
   bool interleaved;
   bool deinterleave;
   bool cast_tables;
+  bool round_each;
+
+  auto tuple() const {
+    return std::make_tuple(layout, rotary_dim, rotary_offset, interleaved, deinterleave,
+                           cast_tables, round_each);
+  }
 };
 
 /// Which axis of a tensor is which; -1 where it has none. The last axis is never among them.
@@ -29,7 +36,7 @@ struct Axes {
 /// What the checks found out, as far as it does not depend on a token or head count.
 struct RopeArgs {
   Style style;
-  bool half_tables, cast_tables;
+  bool half_tables, cast_tables, round_each;
   int64_t head_dim, rotary_dim, rotary_offset;
   Axes rows, table;
 };

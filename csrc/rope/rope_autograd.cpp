@@ -26,8 +26,6 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Pair = std::tuple<Tensor, Tensor>;
-using Layout = std::optional<c10::string_view>;
-using Width = std::optional<int64_t>;
 
 // The rotated slice in fp32 (float64 for float64) as its two partners.
 Pair partners(const Tensor& rows, const RopeArgs& args, bool half_order) {
@@ -75,23 +73,24 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
  public:
   // Outputs are q's and k's rotation; transposed where `transpose`.
   static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
-                               const Tensor& cos, const Tensor& sin, Layout layout,
-                               Width rotary_dim, int64_t rotary_offset, bool interleaved,
-                               bool deinterleave, bool cast_tables, bool transpose) {
-    if (layout) ctx->saved_data["layout"] = std::string(layout->data(), layout->size());
-    if (rotary_dim) ctx->saved_data["rotary_dim"] = *rotary_dim;
-    ctx->saved_data["rotary_offset"] = rotary_offset;
-    ctx->saved_data["interleaved"] = interleaved;
-    ctx->saved_data["deinterleave"] = deinterleave;
-    ctx->saved_data["cast_tables"] = cast_tables;
-    ctx->saved_data["transpose"] = transpose;
+                               const Tensor& cos, const Tensor& sin, const RopeOptions& options,
+                               bool transpose) {
+    auto& data = ctx->saved_data;
+    if (options.layout)
+      data["layout"] = std::string(options.layout->data(), options.layout->size());
+    if (options.rotary_dim) data["rotary_dim"] = *options.rotary_dim;
+    data["rotary_offset"] = options.rotary_offset;
+    data["interleaved"] = options.interleaved;
+    data["deinterleave"] = options.deinterleave;
+    data["cast_tables"] = options.cast_tables;
+    data["round_each"] = options.round_each;
+    data["transpose"] = transpose;
     const bool wants_table_grads = cos.requires_grad() || sin.requires_grad();
     ctx->save_for_backward(
         {cos, sin, wants_table_grads ? q : Tensor(), wants_table_grads ? k : Tensor()});
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto& op = transpose ? apply_backward_op() : apply_op();
-    auto [q_out, k_out] = op.call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                                  deinterleave, cast_tables);
+    auto [q_out, k_out] =
+        (transpose ? RopeCalls::apply_backward : RopeCalls::apply)(q, k, cos, sin, options);
     return {q_out, k_out};
   }
 
@@ -100,31 +99,27 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
     const Tensor &cos = saved[0], &sin = saved[1], &q = saved[2], &k = saved[3];
     auto& data = ctx->saved_data;
     const auto layout_value = data.find("layout"), width_value = data.find("rotary_dim");
-    std::string layout_string;
-    Layout layout;
+    RopeOptions options{};
+    std::string layout;
     if (layout_value != data.end()) {
-      layout_string = layout_value->second.toStringRef();
-      layout = layout_string;
+      layout = layout_value->second.toStringRef();
+      options.layout = layout;
     }
-    const Width rotary_dim =
-        width_value == data.end() ? Width() : Width(width_value->second.toInt());
-    const int64_t rotary_offset = data["rotary_offset"].toInt();
-    const bool interleaved = data["interleaved"].toBool();
-    const bool deinterleave = data["deinterleave"].toBool();
-    const bool cast_tables = data["cast_tables"].toBool();
+    if (width_value != data.end()) options.rotary_dim = width_value->second.toInt();
+    options.rotary_offset = data["rotary_offset"].toInt();
+    options.interleaved = data["interleaved"].toBool();
+    options.deinterleave = data["deinterleave"].toBool();
+    options.cast_tables = data["cast_tables"].toBool();
+    options.round_each = data["round_each"].toBool();
     const bool transpose = data["transpose"].toBool();
 
-    variable_list inputs(11);
+    variable_list inputs(6);
     if (ctx->needs_input_grad(0) || ctx->needs_input_grad(1)) {
-      const auto& op = transpose ? apply_op() : apply_backward_op();
-      std::tie(inputs[0], inputs[1]) =
-          op.call(grads[0], grads[1], cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                  deinterleave, cast_tables);
+      std::tie(inputs[0], inputs[1]) = (transpose ? RopeCalls::apply : RopeCalls::apply_backward)(
+          grads[0], grads[1], cos, sin, options);
     }
     if (q.defined()) {
-      const RopeArgs args = check_inputs<c10::SymInt>(
-          q, k, cos, sin,
-          {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables}, {"q", "k"});
+      const RopeArgs args = check_inputs<c10::SymInt>(q, k, cos, sin, options, {"q", "k"});
       const Pair in(q, k), out(grads[0], grads[1]);
       std::tie(inputs[2], inputs[3]) =
           transpose ? table_grads(out, in, cos, sin, args) : table_grads(in, out, cos, sin, args);
@@ -143,18 +138,13 @@ bool needs_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const T
 
 template <bool transpose>
 Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                    Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
-                    bool deinterleave, bool cast_tables) {
+                    const RopeOptions& options) {
   if (needs_autograd(q, k, cos, sin)) {
-    const variable_list out =
-        RopeFunction::apply(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                            deinterleave, cast_tables, transpose);
+    const variable_list out = RopeFunction::apply(q, k, cos, sin, options, transpose);
     return {out[0], out[1]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  const auto& op = transpose ? apply_backward_op() : apply_op();
-  return op.call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
-                 cast_tables);
+  return (transpose ? RopeCalls::apply_backward : RopeCalls::apply)(q, k, cos, sin, options);
 }
 
 void check_no_grad(bool needs_grad, const char* form) {
@@ -165,59 +155,51 @@ void check_no_grad(bool needs_grad, const char* form) {
 
 // Autograd's kernels call these directly: one dispatch less. Inference mode dispatches to them.
 
-void inplace_bump(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
-                  Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-                  bool cast_tables) {
+void inplace_bump(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+                  const RopeOptions& options) {
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    apply_inplace_op().call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                            deinterleave, cast_tables);
+    RopeCalls::apply_(q, k, cos, sin, options);
   }
   torch::autograd::impl::bump_version(q);
   torch::autograd::impl::bump_version(k);
 }
 
-void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
-              Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-              bool cast_tables, Tensor& q_out, Tensor& k_out) {
+void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+              const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    apply_out_op().call(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved,
-                        deinterleave, cast_tables, q_out, k_out);
+    RopeCalls::apply_out(q, k, cos, sin, options, q_out, k_out);
   }
   torch::autograd::impl::bump_version(q_out);
   torch::autograd::impl::bump_version(k_out);
 }
 
-void inplace_autograd(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
-                      Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-                      bool cast_tables) {
+void inplace_autograd(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+                      const RopeOptions& options) {
   check_no_grad(needs_autograd(q, k, cos, sin), "apply_");
-  inplace_bump(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
-               cast_tables);
+  inplace_bump(q, k, cos, sin, options);
 }
 
 void out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                  Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
-                  bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
+                  const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
   check_no_grad(needs_autograd(q, k, cos, sin) || needs_autograd(q_out, k_out, cos, sin),
                 "apply.out");
-  out_bump(q, k, cos, sin, layout, rotary_dim, rotary_offset, interleaved, deinterleave,
-           cast_tables, q_out, k_out);
+  out_bump(q, k, cos, sin, options, q_out, k_out);
 }
 
 }  // namespace
 
 void register_autograd(torch::Library& library) {
-  library.impl("apply", differentiable<false>);
-  library.impl("apply_backward", differentiable<true>);
-  library.impl("apply_", inplace_autograd);
-  library.impl("apply.out", out_autograd);
+  library.impl("apply", RopeSchema::functional<differentiable<false>>);
+  library.impl("apply_backward", RopeSchema::functional<differentiable<true>>);
+  library.impl("apply_", RopeSchema::inplace<inplace_autograd>);
+  library.impl("apply.out", RopeSchema::out<out_autograd>);
 }
 
 void register_inplace_or_view(torch::Library& library) {
-  library.impl("apply_", inplace_bump);
-  library.impl("apply.out", out_bump);
+  library.impl("apply_", RopeSchema::inplace<inplace_bump>);
+  library.impl("apply.out", RopeSchema::out<out_bump>);
 }
 
 }  // namespace npu_rope

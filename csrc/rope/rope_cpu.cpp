@@ -27,6 +27,9 @@ RotateRange choose_instruction_set() {
 }  // namespace
 
 void rope_cpu(const RopeGeometry& geometry, const RopePointers& pointers) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!geometry.round_each,
+                              "round_each=True is not there yet on the CPU: use float32, or "
+                              "npu_rope.reference");
   static const RotateRange rotate_range = choose_instruction_set();
 
   const int64_t rows = geometry.batch * geometry.tokens;

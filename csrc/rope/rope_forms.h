@@ -44,34 +44,20 @@ inline void check_formats(const at::Tensor& q, const at::Tensor& k, const at::Te
 template <void (*launch)(const RopeGeometry&, const RopePointers&)>
 struct RopeForms {
   using Tensor = at::Tensor;
-  using Layout = std::optional<c10::string_view>;
-  using Width = std::optional<int64_t>;
-
   static std::tuple<Tensor, Tensor> apply(const Tensor& q, const Tensor& k, const Tensor& cos,
-                                          const Tensor& sin, Layout layout, Width rotary_dim,
-                                          int64_t rotary_offset, bool interleaved,
-                                          bool deinterleave, bool cast_tables) {
-    return make(q, k, cos, sin,
-                {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
-                kInputNames, /*transpose=*/false);
+                                          const Tensor& sin, const RopeOptions& options) {
+    return make(q, k, cos, sin, options, kInputNames, /*transpose=*/false);
   }
 
   static std::tuple<Tensor, Tensor> apply_backward(const Tensor& grad_q, const Tensor& grad_k,
                                                    const Tensor& cos, const Tensor& sin,
-                                                   Layout layout, Width rotary_dim,
-                                                   int64_t rotary_offset, bool interleaved,
-                                                   bool deinterleave, bool cast_tables) {
-    return make(grad_q, grad_k, cos, sin,
-                {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
-                kGradNames, /*transpose=*/true);
+                                                   const RopeOptions& options) {
+    return make(grad_q, grad_k, cos, sin, options, kGradNames, /*transpose=*/true);
   }
 
-  static void apply_(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin, Layout layout,
-                     Width rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-                     bool cast_tables) {
-    const RopeArgs args = check_inputs<int64_t>(
-        q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
-        kInputNames);
+  static void apply_(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+                     const RopeOptions& options) {
+    const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, kInputNames);
     check_formats(q, k, cos, sin, kInputNames);
     check_overlap(q, k, cos, sin, q, k);
     const c10::DeviceGuard guard(q.device());
@@ -79,11 +65,8 @@ struct RopeForms {
   }
 
   static void apply_out(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                        Layout layout, Width rotary_dim, int64_t rotary_offset, bool interleaved,
-                        bool deinterleave, bool cast_tables, Tensor& q_out, Tensor& k_out) {
-    const RopeArgs args = check_inputs<int64_t>(
-        q, k, cos, sin, {layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables},
-        kInputNames);
+                        const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
+    const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, kInputNames);
     check_outputs<int64_t>(q, k, q_out, k_out);
     check_formats(q, k, cos, sin, kInputNames);
     check_format(q_out, "q_out");

@@ -40,6 +40,7 @@ struct RopeGeometry {
                      // inputs'
   bool half_tables;  // table width rotary_dim / 2: entry i serves pair i; else rotary_dim
   bool cast_tables;  // round the tables to dtype (nearest even) before they are used
+  bool round_each;   // round each product, sum and difference to dtype: of a 16-bit dtype only
   int64_t batch, tokens, q_heads, k_heads;
   int64_t head_dim, rotary_dim, rotary_offset;
   bool q_in_place, k_in_place;  // output and input are the same memory: what is not rotated stays

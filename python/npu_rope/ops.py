@@ -38,6 +38,10 @@ class Options(TypedDict, total=False):
     """Round the tables to q's dtype before they are used, as a caller who casts them does
     (default). False keeps float32 tables beside float16 or bfloat16 q as they are, which is more
     exact, most of all at large positions."""
+    round_each: bool
+    """Round each product, sum and difference to q's dtype (nearest even), as eager PyTorch in that
+    dtype does: with cast_tables, the very bits of ``q * cos + rotate_half(q) * sin``. Less exact
+    than one rounding at the end (default); nothing changes for float32 and float64."""
 
 
 def apply(

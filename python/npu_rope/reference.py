@@ -48,6 +48,7 @@ def _rotate(
     interleaved: bool,
     deinterleave: bool,
     cast_tables: bool,
+    round_each: bool,
     transpose: bool,
 ) -> Tensor:
     layout = layout or ("TND" if rows.dim() == 3 else "BSND")
@@ -61,16 +62,23 @@ def _rotate(
         half = table.shape[-1] != rotary_dim
         return (table, table) if half else _split(table, order_out)
 
+    def product(x: Tensor, entry: Tensor) -> Tensor:
+        return (x * entry).to(rows.dtype).to(compute) if round_each else x * entry
+
     (cos1, cos2), (sin1, sin2) = entries(cos), entries(sin)
     before, slice_, after = rows.split(
         [rotary_offset, rotary_dim, rows.shape[-1] - rotary_offset - rotary_dim], dim=-1
     )
     if not transpose:
         x1, x2 = _split(slice_.to(compute), order_in)
-        y = _join(x1 * cos1 - x2 * sin1, x2 * cos2 + x1 * sin2, order_out)
+        y1 = product(x1, cos1) - product(x2, sin1)
+        y2 = product(x2, cos2) + product(x1, sin2)
+        y = _join(y1, y2, order_out)
     else:
         g1, g2 = _split(slice_.to(compute), order_out)
-        y = _join(g1 * cos1 + g2 * sin2, g2 * cos2 - g1 * sin1, order_in)
+        dx1 = product(g1, cos1) + product(g2, sin2)
+        dx2 = product(g2, cos2) - product(g1, sin1)
+        y = _join(dx1, dx2, order_in)
     return torch.cat((before, y.to(rows.dtype), after), -1)
 
 
@@ -86,6 +94,7 @@ def apply(
     interleaved: bool = False,
     deinterleave: bool = False,
     cast_tables: bool = True,
+    round_each: bool = False,
     transpose: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`npu_rope.apply` computes; with ``transpose``, :func:`npu_rope.apply_backward`."""
@@ -101,6 +110,7 @@ def apply(
             interleaved=interleaved,
             deinterleave=deinterleave,
             cast_tables=cast_tables,
+            round_each=round_each,
             transpose=transpose,
         )
 
