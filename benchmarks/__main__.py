@@ -18,6 +18,7 @@ COMMANDS = {
     "cpu": ("bench_cpu", "CPU kernel against its limit, eager and torch.compile: measured here"),
     "kernel": ("bench_kernel", "NPU kernel on simulated cores: what it does, counted"),
     "model": ("bench_model", "NPU kernel and LMDeploy's default on 910B1 to B4: modelled"),
+    "cannbench": ("bench_cannbench", "CANN-Bench's rotary task: its cases, score and times"),
     "npu": ("bench_npu", "NPU kernel and its peers on an NPU: measured by device events"),
     "timeline": ("timeline", "the pipes of one core: Chrome trace and picture, modelled"),
 }

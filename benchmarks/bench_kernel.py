@@ -10,7 +10,7 @@ import argparse
 import torch
 from npu_rope import _C, simulator
 
-from benchmarks import chip_tables, model, report, shapes, validation
+from benchmarks import bench_model, report, shapes
 from benchmarks.bench_model import simulate
 from benchmarks.report import Row
 from benchmarks.shapes import Case
@@ -62,13 +62,13 @@ def core_curve(case: Case, style: str | None, soc: str) -> list[Row]:
             continue
         raw = _C.simulate_rope(plan, q, k, cos, sin, *out, soc=soc, events=True)
         trace = simulator.Trace(geometry, plan, raw)
-        got = model.predict(trace, chip_tables.tables(soc), validation.fit_rotary())
+        (fast, slow), (fast_l2, slow_l2) = (bench_model.predict(trace, l2) for l2 in (False, True))
         rows[plan.cores] = {
             "case": case.name,
             "cores": plan.cores,
             "grid": f"{plan.params.token_parts}x{plan.params.head_parts}",
-            "work us": got.work,
-            "total us": got.total,
+            "us from L2": (fast_l2.total, slow_l2.total),
+            "us from HBM": (fast.total, slow.total),
             "chosen": "<" if plan.cores == chosen else "",
         }
     return list(rows.values())

@@ -94,10 +94,10 @@ def busy(steps: Sequence[Step]) -> dict[str, float]:
     return out
 
 
-def moving(steps: Sequence[Step]) -> float:
-    """Microseconds in which a load or a store ran, or both."""
+def moving(steps: Sequence[Step], pipes: Sequence[str] = (LOAD, STORE)) -> float:
+    """Microseconds in which at least one of these pipes ran."""
     out, until = 0.0, 0.0
-    for step in sorted((s for s in steps if s.pipe in (LOAD, STORE)), key=lambda s: s.begin):
+    for step in sorted((s for s in steps if s.pipe in pipes), key=lambda s: s.begin):
         out += max(0.0, step.end - max(until, step.begin))
         until = max(until, step.end)
     return out

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pipes import LOAD, STORE, VECTOR, Step
+from benchmarks.pipes import LOAD, SCALAR, STORE, VECTOR, Step
 from benchmarks.report import RESULTS, Row
 
 OURS, THEIRS, BOUND = "#1f6f8b", "#d98c5f", "#9a9a9a"
-MARKERS = {"Add": "o", "Cast": "s", "Mul": "^", "Mul, broadcast": "v", "RmsNorm": "x"}
+GROUPS = {"memory": ("o", OURS), "arithmetic": ("s", "#6c5b9e"), "L2": ("^", "#8fb339"),
+          "rope": ("D", THEIRS)}  # fmt: skip
 MISSING = "no picture: matplotlib is missing (pip install .[bench])"
 
 
@@ -39,25 +40,27 @@ def timeline(steps: Sequence[Step], title: str, stem: str, until: float) -> Path
     plt = _pyplot()
     if plt is None:
         return MISSING
-    figure, axis = plt.subplots(figsize=(10, 2.4))
-    lanes = (LOAD, VECTOR, STORE)
-    colours = {"Cast": "#3a7d5c", "Mul": OURS, "Add": "#6c5b9e", "Sub": "#6c5b9e",
-               "ShiftLeft": "#8fb339", "And": "#8fb339", "TransDataTo5HD": "#b8860b"}  # fmt: skip
-    together = {"Add": "Add, Sub", "Sub": "Add, Sub", "ShiftLeft": "ShiftLeft, And",
-                "And": "ShiftLeft, And"}  # fmt: skip
+    figure, axis = plt.subplots(figsize=(10, 3.0))
+    lanes = (SCALAR, LOAD, VECTOR, STORE)
+    colours = {"Cast": "#3a7d5c", "Mul": OURS, "Add, Sub": "#6c5b9e",
+               "Shift, And, Or": "#8fb339", "scalar": "#c9c9c9",
+               "TransDataTo5HD": "#b8860b"}  # fmt: skip
+    together = {"Add": "Add, Sub", "Sub": "Add, Sub"}
+    together |= dict.fromkeys(("ShiftLeft", "ShiftRight", "And", "Or"), "Shift, And, Or")
     shown: dict[str, Any] = {}
     for lane, pipe in enumerate(lanes):
         for step in steps:
             if step.pipe != pipe or step.begin > until:
                 continue
-            name = step.name if pipe == VECTOR else "transfer"
+            kinds = {VECTOR: step.name, SCALAR: "scalar"}
+            name = kinds.get(pipe, "transfer")
             name = together.get(name, name)
-            colour = THEIRS if pipe != VECTOR else colours.get(step.name, BOUND)
+            colour = THEIRS if pipe in (LOAD, STORE) else colours.get(name, BOUND)
             length = min(step.end, until) - step.begin
             edges = {"edgecolor": "white", "linewidth": 0.3}
             bar = axis.barh(lane, length, 0.7, step.begin, color=colour, **edges)
             shown.setdefault(name, bar)
-    axis.set_yticks(range(3), ["MTE2\nloads", "V\nvector", "MTE3\nstores"])
+    axis.set_yticks(range(4), ["S\nscalar", "MTE2\nloads", "V\nvector", "MTE3\nstores"])
     axis.invert_yaxis()
     axis.set_xlim(0, min(until, max(step.end for step in steps)))
     axis.set_xlabel("µs from the core's start (modelled, not measured)")
@@ -67,7 +70,8 @@ def timeline(steps: Sequence[Step], title: str, stem: str, until: float) -> Path
 
 
 def model(rows: Sequence[Row]) -> Path | str:
-    """Time by number of tokens, one panel a kind of rotation."""
+    """Time by number of tokens as bands between the ends of the law: a panel a kind of rotation,
+    from L2 above and from HBM below."""
     plt = _pyplot()
     if plt is None:
         return MISSING
@@ -76,33 +80,40 @@ def model(rows: Sequence[Row]) -> Path | str:
         "Qwen2.5-VL vision": "Qwen2.5-VL vision: D 80, 16+16 heads",
         "DeepSeek-V2/V3": "DeepSeek-V3 MLA: 64 of 192, 128+1 heads",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
-    for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        points = sorted(
-            (int(row["case"].rpartition(",")[2]), row)
-            for row in rows
-            if row["case"].rpartition(",")[0] == name
-            and (row["soc"], row["memory"]) == ("910B1", "HBM")
-        )
-        tokens = [count for count, _ in points]
-        for key, label, colour, style in (
-            ("default us", "LMDeploy's default", THEIRS, "o-"),
-            ("total us", "npu_rope", OURS, "o-"),
-            ("bound us", "bytes / 1.6 TB/s", BOUND, "--"),
-        ):
-            axis.plot(tokens, [row[key] for _, row in points], style, color=colour, label=label)
-        for count, row in points:
-            if count in (512, 8192):  # too close to the one before
-                continue
-            axis.annotate(f"{row['speedup']:.1f}x", (count, row["default us"]), fontsize=8,
-                          xytext=(0, 5), textcoords="offset points", ha="center")  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel="tokens", title=title)
-        axis.title.set_fontsize(10)
-        axis.set_ylim(0.3, 3000)
-        axis.margins(x=0.1)
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("µs of one call on 910B1\n(modelled, not measured)")
-    axes[0].legend(frameon=False, loc="upper left")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), sharex="col", sharey=True)
+    for source, line in zip(("L2", "HBM"), axes, strict=True):
+        for axis, (name, title) in zip(line, panels.items(), strict=True):
+            points = sorted(
+                (int(row["case"].rpartition(",")[2]), row)
+                for row in rows
+                if row["case"].rpartition(",")[0] == name
+                and (row["soc"], row["from"]) == ("910B1", source)
+            )
+            tokens = [count for count, _ in points]
+            for key, label, colour in (
+                ("default us", "LMDeploy's default", THEIRS),
+                ("us", "npu_rope", OURS),
+                ("bytes us", "its bytes alone", BOUND),
+            ):
+                low, high = zip(*(row[key] for _, row in points), strict=True)
+                axis.fill_between(tokens, low, high, color=colour, alpha=0.35, linewidth=0)
+                axis.plot(tokens, low, color=colour, linewidth=1, label=label)
+                axis.plot(tokens, high, color=colour, linewidth=1)
+            for count, row in points:
+                if count in (512, 8192):  # too close to the one before
+                    continue
+                low, high = row["on one chip"]
+                axis.annotate(f"{low:.1f}-{high:.1f}x", (count, row["default us"][1]), fontsize=7,
+                              xytext=(0, 4), textcoords="offset points", ha="center")  # fmt: skip
+            axis.set(xscale="log", yscale="log", title=f"{title}, from {source}")
+            axis.title.set_fontsize(9)
+            axis.set_ylim(0.3, 3000)
+            axis.margins(x=0.1)
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel("µs of one call on 910B1\n(modelled, not measured)")
+    for axis in axes[-1]:
+        axis.set_xlabel("tokens")
+    axes[0][0].legend(frameon=False, loc="upper left")
     return _write(plt, figure, "model")
 
 
@@ -110,16 +121,24 @@ def validation(rows: Sequence[Row]) -> Path | str:
     plt = _pyplot()
     if plt is None:
         return MISSING
-    figure, axis = plt.subplots(figsize=(4.6, 4.2))
-    for op, marker in MARKERS.items():
-        pairs = [(row["measured us"], row["model us"]) for row in rows if row["op"] == op]
-        axis.plot(*zip(*pairs, strict=True), marker, label=op, alpha=0.8, markersize=5)
-    axis.plot([1, 200], [1, 200], color=BOUND, linewidth=1)
-    axis.plot([1, 200], [1.25, 250], ":", [1, 200], [0.8, 160], ":", color=BOUND, linewidth=1)
-    axis.set(xscale="log", yscale="log", ylabel="modelled µs")
-    axis.set_xlabel("measured µs (msopmodeling's op profiles)")
-    axis.set_title("The model against measured ops (dotted: ±25 %)", fontsize=9)
-    axis.legend(frameon=False)
+    figure, axis = plt.subplots(figsize=(5.2, 4.8))
+    for group, (marker, colour) in GROUPS.items():
+        for fitted, fill in (("", colour), ("yes", "none")):
+            pairs = [(row["measured us"], row["law us"]) for row in rows
+                     if (row["group"], row.get("fitted")) == (group, fitted)]  # fmt: skip
+            if pairs:
+                axis.plot(*zip(*pairs, strict=True), marker, color=colour, markerfacecolor=fill,
+                          alpha=0.8, markersize=4.5, linestyle="none",
+                          label=group + (" (fitted)" if fitted else ""))  # fmt: skip
+    ranges = [(row["measured us"], *row["law us"]) for row in rows if row["group"] == "in models"]
+    x, low, high = zip(*ranges, strict=True)
+    axis.vlines(x, low, high, color=BOUND, linewidth=1, label="in models (range)", zorder=0)
+    ends = 1, 1e5
+    for factor, style in ((1, "-"), (1.25, ":"), (0.8, ":")):
+        axis.plot(ends, [factor * end for end in ends], style, color=BOUND, linewidth=1)
+    axis.set(xscale="log", yscale="log", ylabel="µs by the law", xlabel="measured µs")
+    axis.set_title("The law against times that others measured (dotted: ±25 %)", fontsize=9)
+    axis.legend(frameon=False, fontsize=7)
     axis.grid(alpha=0.25)
     return _write(plt, figure, "validation")
 

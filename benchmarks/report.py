@@ -18,6 +18,9 @@ def cell(value: Any) -> str:  # noqa: ANN401
         return ""
     if isinstance(value, bool):
         return "met" if value else "MISSED"
+    if isinstance(value, tuple):  # a range
+        low, high = map(cell, value)
+        return low if low == high else f"{low}-{high}"
     if isinstance(value, float):
         return (
             f"{value:.0f}"
