@@ -18,7 +18,9 @@ constexpr int64_t kBytesPerThread = 50 * 1024;  // at least
 RotateRange choose_instruction_set() {
 #if defined(__x86_64__)
   const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return avx512::rotate_range;
+  if (capability == "AVX512") {
+    return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::rotate_range : avx512::rotate_range;
+  }
   if (capability == "AVX2") return avx2::rotate_range;
 #endif
   return baseline::rotate_range;
@@ -27,9 +29,6 @@ RotateRange choose_instruction_set() {
 }  // namespace
 
 void rope_cpu(const RopeGeometry& geometry, const RopePointers& pointers) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!geometry.round_each,
-                              "round_each=True is not there yet on the CPU: use float32, or "
-                              "npu_rope.reference");
   static const RotateRange rotate_range = choose_instruction_set();
 
   const int64_t rows = geometry.batch * geometry.tokens;

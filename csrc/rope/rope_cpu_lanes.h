@@ -173,12 +173,15 @@ ROPE_INLINE U round_to_bf16(U bits) {
 // or dealt (kDealt: the even elements in a, the odd ones in b); store() rounds and takes them
 // back; rounded() is what store() and load() would make of the lanes. With two pointers there are
 // N elements at each. read() and write() do the same for one element.
+//
+// The product of two 16-bit factors is exact in fp32, but for overflow and underflow that only bf16
+// can reach. kFusedSums and kPairwise say that the instruction set can make use of it.
 
 template <class E>
 struct Native {
   using Element = E;
   using Compute = E;
-  static constexpr bool kDealt = false;
+  static constexpr bool kDealt = false, kFusedSums = false, kPairwise = false;
 
   static ROPE_INLINE E read(const E* p) { return *p; }
   static ROPE_INLINE void write(E* p, E value) { *p = value; }
@@ -244,7 +247,12 @@ ROPE_INLINE Vec<uint16_t, 2 * N> saturating_subtract(Vec<uint16_t, 2 * N> a,
 struct BFloat16 {
   using Element = uint16_t;
   using Compute = float;
-  static constexpr bool kDealt = true;
+  static constexpr bool kDealt = true, kFusedSums = false;
+#if defined(__AVX512BF16__)
+  static constexpr bool kPairwise = true;
+#else
+  static constexpr bool kPairwise = false;
+#endif
 
   static ROPE_INLINE float read(const Element* p) { return bit_cast<float>(uint32_t{*p} << 16); }
   static ROPE_INLINE void write(Element* p, float value) {
@@ -298,12 +306,88 @@ struct BFloat16 {
                                                          std::integer_sequence<int, Lane...>) {
     return __builtin_shufflevector(a, b, Lane...);
   }
+
+#if defined(__AVX512BF16__)
+  // Pairs of elements, the first one in the low half of 32 bits. These instructions always round to
+  // nearest even, and take subnormal numbers for zeros.
+
+  template <int N>
+  using Pairs = Vec<uint16_t, 2 * N>;
+
+  /// x1 * t1 + x2 * t2. The same bits as of two products and their sum where the products are exact
+  /// and neither they nor the sum subnormal.
+  template <int N>
+  static ROPE_INLINE Vec<float, N> dot(Pairs<N> x, Pairs<N> t) {
+    const auto zero = -Vec<float, N>{};  // -0.0 changes no sum, not even -0.0
+    if constexpr (N == 16) {
+      return (Vec<float, N>)_mm512_dpbf16_ps((__m512)zero, (__m512bh)x, (__m512bh)t);
+    } else if constexpr (N == 8) {
+      return (Vec<float, N>)_mm256_dpbf16_ps((__m256)zero, (__m256bh)x, (__m256bh)t);
+    } else {
+      return (Vec<float, N>)_mm_dpbf16_ps((__m128)zero, (__m128bh)x, (__m128bh)t);
+    }
+  }
+
+  /// N elements at each of two places, as pairs.
+  template <int N>
+  static ROPE_INLINE Pairs<N> load_pairs(const Element* p, const Element* q) {
+    using H = Vec<Element, N>;
+    return pair_up(load_vec<H>(p), load_vec<H>(q), std::make_integer_sequence<int, 2 * N>());
+  }
+  template <class H, int... Lane>
+  static ROPE_INLINE Pairs<sizeof...(Lane) / 2> pair_up(H a, H b,
+                                                        std::integer_sequence<int, Lane...>) {
+    constexpr int N = sizeof...(Lane) / 2;
+    return __builtin_shufflevector(a, b, (Lane / 2 + Lane % 2 * N)...);
+  }
+
+  /// All first elements, then all second ones <-> pairs.
+  template <int N>
+  static ROPE_INLINE Pairs<N> as_pairs(Vec<Element, 2 * N> v) {
+    struct Index {
+      static constexpr int of(int l) { return l / 2 + l % 2 * N; }
+    };
+    return shuffle<Index, Element, 2 * N>(v, v);
+  }
+  template <int N>
+  static ROPE_INLINE Vec<Element, 2 * N> from_pairs(Pairs<N> v) {
+    struct Index {
+      static constexpr int of(int l) { return l % N * 2 + l / N; }
+    };
+    return shuffle<Index, Element, 2 * N>(v, v);
+  }
+
+  /// All of v.a, then all of v.b, none of them subnormal.
+  template <int N>
+  static ROPE_INLINE Vec<uint16_t, 2 * N> narrow_in_order(Two<float, N> v) {
+    using H = Vec<uint16_t, 2 * N>;
+    if constexpr (N == 16) return (H)_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a);
+    if constexpr (N == 8) return (H)_mm256_cvtne2ps_pbh((__m256)v.b, (__m256)v.a);
+    if constexpr (N == 4) return (H)_mm_cvtne2ps_pbh((__m128)v.b, (__m128)v.a);
+  }
+
+  /// Whether the magnitude of every element is at least 2^-63 and less than 2^65.
+  template <int N>
+  static ROPE_INLINE bool moderate(Pairs<N> x) {
+    // One of the exponent's two highest bits is set, and not both: the sum brings that into one.
+    using H = Vec<uint16_t, 2 * N>;
+    const H sum = x + 0x2000, bit = H{} + 0x4000;
+    if constexpr (N == 16) return !_mm512_testn_epi16_mask((__m512i)sum, (__m512i)bit);
+    if constexpr (N == 8) return !_mm256_testn_epi16_mask((__m256i)sum, (__m256i)bit);
+    if constexpr (N == 4) return !_mm_testn_epi16_mask((__m128i)sum, (__m128i)bit);
+  }
+#endif
 };
 
 struct Float16 {
   using Element = uint16_t;
   using Compute = float;
-  static constexpr bool kDealt = false;
+  static constexpr bool kDealt = false, kPairwise = false;
+#if defined(__FMA__)
+  static constexpr bool kFusedSums = true;
+#else
+  static constexpr bool kFusedSums = false;
+#endif
 
   static ROPE_INLINE float read(const Element* p) {
     return half_bits_to_float<float>(uint32_t{*p});
@@ -319,14 +403,13 @@ struct Float16 {
   }
   template <int N>
   static ROPE_INLINE Two<float, N> rounded(Two<float, N> v) {
-    Element half[2 * N];
-    store<N>(half, v);
-    return load<N>(half);
+    return {widen<N>(narrow<N>(v.a)), widen<N>(narrow<N>(v.b))};
   }
 
   template <int N>
   static ROPE_INLINE Two<float, N> load(const Element* p, const Element* q) {
-    return {widen<N>(p), widen<N>(q)};
+    using H = Vec<uint16_t, N>;
+    return {widen<N>(load_vec<H>(p)), widen<N>(load_vec<H>(q))};
   }
   template <int N>
   static ROPE_INLINE Two<float, N> load(const Element* p) {
@@ -334,8 +417,8 @@ struct Float16 {
   }
   template <int N>
   static ROPE_INLINE void store(Element* p, Element* q, Two<float, N> v) {
-    narrow<N>(p, v.a);
-    narrow<N>(q, v.b);
+    store_vec(p, narrow<N>(v.a));
+    store_vec(q, narrow<N>(v.b));
   }
   template <int N>
   static ROPE_INLINE void store(Element* p, Two<float, N> v) {
@@ -343,38 +426,53 @@ struct Float16 {
   }
 
   template <int N>
-  static ROPE_INLINE Vec<float, N> widen(const Element* p) {
+  static ROPE_INLINE Vec<float, N> widen(Vec<uint16_t, N> half) {
 #if defined(__AVX512F__)
-    if constexpr (N == 16) return (Vec<float, N>)_mm512_cvtph_ps(load_vec<__m256i>(p));
+    if constexpr (N == 16) return (Vec<float, N>)_mm512_cvtph_ps((__m256i)half);
 #endif
 #if defined(__F16C__)
-    if constexpr (N == 8) return (Vec<float, N>)_mm256_cvtph_ps(load_vec<__m128i>(p));
-    if constexpr (N == 4) return (Vec<float, N>)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)p));
+    if constexpr (N == 8) return (Vec<float, N>)_mm256_cvtph_ps((__m128i)half);
+    if constexpr (N == 4) {
+      return (Vec<float, N>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(half)));
+    }
 #elif defined(__aarch64__)
-    if constexpr (N == 4) return (Vec<float, N>)vcvt_f32_f16(load_vec<float16x4_t>(p));
+    if constexpr (N == 4) return (Vec<float, N>)vcvt_f32_f16(bit_cast<float16x4_t>(half));
 #else
-    const auto half = __builtin_convertvector(load_vec<Vec<uint16_t, N>>(p), Vec<uint32_t, N>);
-    return half_bits_to_float<Vec<float, N>>(half);
+    return half_bits_to_float<Vec<float, N>>(__builtin_convertvector(half, Vec<uint32_t, N>));
 #endif
   }
 
   template <int N>
-  static ROPE_INLINE void narrow(Element* p, Vec<float, N> v) {
+  static ROPE_INLINE Vec<uint16_t, N> narrow(Vec<float, N> v) {
+    using H = Vec<uint16_t, N>;
 #if defined(__AVX512F__)
-    if constexpr (N == 16) store_vec(p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+    if constexpr (N == 16) return (H)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #endif
 #if defined(__F16C__)
-    if constexpr (N == 8) store_vec(p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+    if constexpr (N == 8) return (H)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
     if constexpr (N == 4) {
-      _mm_storel_epi64((__m128i*)p, _mm_cvtps_ph((__m128)v, _MM_FROUND_TO_NEAREST_INT));
+      const __m128i half = _mm_cvtps_ph((__m128)v, _MM_FROUND_TO_NEAREST_INT);
+      return bit_cast<H>(_mm_cvtsi128_si64(half));
     }
 #elif defined(__aarch64__)
-    if constexpr (N == 4) store_vec(p, vcvt_f16_f32((float32x4_t)v));
+    if constexpr (N == 4) return bit_cast<H>(vcvt_f16_f32((float32x4_t)v));
 #else
-    const auto half = float_to_half_bits<Vec<float, N>, Vec<uint32_t, N>>(v);
-    store_vec(p, __builtin_convertvector(half, Vec<uint16_t, N>));
+    return __builtin_convertvector(float_to_half_bits<Vec<float, N>, Vec<uint32_t, N>>(v), H);
 #endif
   }
+
+#if defined(__FMA__)
+  /// a * b + c, rounded once.
+  template <int N>
+  static ROPE_INLINE Vec<float, N> multiply_add(Vec<float, N> a, Vec<float, N> b, Vec<float, N> c) {
+    using V = Vec<float, N>;
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#endif
+    if constexpr (N == 8) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    if constexpr (N == 4) return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  }
+#endif
 };
 
 }  // namespace

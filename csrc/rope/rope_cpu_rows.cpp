@@ -76,18 +76,36 @@ ROPE_INLINE void for_each_step(int64_t pairs, const F& f) {
   for_each_half_step<N, Narrowest>(pairs, f, first);
 }
 
-template <class T, Order order>
+/// What a product is before it goes into a sum.
+enum class Products {
+  kInCompute,  // rounded to Compute
+  kExact,      // exact in Compute, where two 16-bit factors allow it
+  kInElement,  // rounded to T: round_each
+};
+
+template <class T, Order order, Products products>
 struct Rotation {
   using Element = typename T::Element;
   using Compute = typename T::Compute;
   using Table = Native<Compute>;
   static constexpr int kLanes = kVectorBytes / sizeof(Compute);
   static constexpr int kNarrowest = 16 / sizeof(Compute);
+  static constexpr bool kPairwise = T::kPairwise && products == Products::kExact;
 
   // The prepared table of a token has four values for each pair, with the sign inside sin1,
   //   y1 = x1 * cos1 + x2 * sin1,  y2 = x2 * cos2 + x1 * sin2,
   // and lies step by step in the lanes' order: cos1, sin1, cos2, sin2 of a whole step, and of a
   // half one cos1 and cos2 together, then sin1 and sin2.
+  //
+  // Where it is pairwise, as T::dot wants it, every N pairs of a step have N times (cos1, sin1) in
+  // 32 bits, then N times (sin2, cos2), in the pairs' order; then its magnitudes lie between 2^-40
+  // and 2^40 or are 0, so that with moderate elements no product and no sum is subnormal or
+  // overflows.
+
+  struct Prepared {
+    const Compute* values;
+    bool pairwise;
+  };
 
   template <class F>
   static ROPE_INLINE void for_each_step(int64_t pairs, const F& f) {
@@ -116,14 +134,48 @@ struct Rotation {
     return ordered;
   }
 
+  /// x * cos + partner * sin
+  static ROPE_INLINE Compute rotated(Compute x, Compute cos, Compute partner, Compute sin) {
+    if constexpr (products == Products::kInElement) {
+      return T::rounded(x * cos) + T::rounded(partner * sin);
+    }
+    return x * cos + partner * sin;
+  }
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> rotated(Two<Compute, N> x, Two<Compute, N> cos,
+                                             Two<Compute, N> partner, Two<Compute, N> sin) {
+    Two<Compute, N> p = {x.a * cos.a, x.b * cos.b};
+    if constexpr (products == Products::kExact && T::kFusedSums) {
+      return {T::template multiply_add<N>(partner.a, sin.a, p.a),
+              T::template multiply_add<N>(partner.b, sin.b, p.b)};
+    }
+    Two<Compute, N> r = {partner.a * sin.a, partner.b * sin.b};
+    if constexpr (products == Products::kInElement) {
+      p = T::rounded(p);
+      r = T::rounded(r);
+    }
+    return {p.a + r.a, p.b + r.b};
+  }
+
   /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
-  /// may be the same unless the order changes. Step by step, so that the table stays in registers;
-  /// a step prefetches its part of a row that lies `ahead` elements further.
+  /// may be the same unless the order changes.
   static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
                                        int64_t y_stride, int64_t heads, int64_t pairs,
-                                       const Compute* table, int64_t ahead) {
+                                       Prepared table, int64_t ahead) {
+    if constexpr (kPairwise) {
+      if (table.pairwise) {  // little arithmetic: head by head, as memory likes it
+        for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+          for_each_step(pairs, [&](auto step, int64_t first) {
+            rotate_pairs(step, x, y, pairs, first, table.values + 4 * first);
+          });
+        }
+        return;
+      }
+    }
+    // Step by step, so that the table stays in registers.
     for_each_step(pairs, [&](auto step, int64_t first) {
-      rotate_step(step, x, y, x_stride, y_stride, heads, pairs, first, table + 4 * first, ahead);
+      rotate_step(step, x, y, x_stride, y_stride, heads, pairs, first, table.values + 4 * first,
+                  ahead);
     });
   }
 
@@ -152,8 +204,7 @@ struct Rotation {
           x2 = in_order<T>(x2);
         }
       }
-      const Two<Compute, N> y1 = {x1.a * cos1.a + x2.a * sin1.a, x1.b * cos1.b + x2.b * sin1.b};
-      const Two<Compute, N> y2 = {x2.a * cos2.a + x1.a * sin2.a, x2.b * cos2.b + x1.b * sin2.b};
+      const Two<Compute, N> y1 = rotated(x1, cos1, x2, sin1), y2 = rotated(x2, cos2, x1, sin2);
       if constexpr (writes_interleaved(order)) {
         T::template store<N>(y + 2 * first, from_pairs(Two<Compute, N>{y1.a, y2.a}));
         T::template store<N>(y + 2 * first + 2 * N, from_pairs(Two<Compute, N>{y1.b, y2.b}));
@@ -189,13 +240,55 @@ struct Rotation {
           partner = T::template load<N>(x + pairs + first, x + first);
         }
       }
-      Two<Compute, N> v = {u.a * cos.a + partner.a * sin.a, u.b * cos.b + partner.b * sin.b};
+      Two<Compute, N> v = rotated(u, cos, partner, sin);
       if constexpr (writes_interleaved(order)) {
         T::template store<N>(y + 2 * first, from_pairs(v));
       } else {
         if constexpr (reads_interleaved(order)) v = as_loaded<T>(v);
         T::template store<N>(y + first, y + pairs + first, v);
       }
+    }
+  }
+
+  static ROPE_INLINE void rotate_pairs(Single step, const Element* x, Element* y, int64_t pairs,
+                                       int64_t pair, const Compute* table) {
+    rotate_step(step, x, y, 0, 0, 1, pairs, pair, table, 0);
+  }
+
+  template <int N>
+  static ROPE_INLINE void rotate_pairs(Whole<N>, const Element* x, Element* y, int64_t pairs,
+                                       int64_t first, const Compute* table) {
+    rotate_pairs(Half<N>(), x, y, pairs, first, table);
+    rotate_pairs(Half<N>(), x, y, pairs, first + N, table + 2 * N);
+  }
+
+  template <int N>
+  static ROPE_INLINE void rotate_pairs(Half<N>, const Element* x, Element* y, int64_t pairs,
+                                       int64_t first, const Compute* table) {
+    using H = Vec<Element, 2 * N>;
+    H u;
+    if constexpr (reads_interleaved(order)) {
+      u = load_vec<H>(x + 2 * first);
+    } else {
+      u = T::template load_pairs<N>(x + first, x + pairs + first);
+    }
+    const H t1 = load_vec<H>(table), t2 = load_vec<H>(table + N);
+    H v;  // all y1, then all y2
+    if (__builtin_expect(T::template moderate<N>(u), true)) {
+      v = T::template narrow_in_order<N>({T::template dot<N>(u, t1), T::template dot<N>(u, t2)});
+    } else {
+      const auto wide = [](H pairs) { return T::widen(bit_cast<Vec<uint32_t, N>>(pairs)); };
+      const Two<Compute, N> x12 = wide(u), first = wide(t1), second = wide(t2);
+      const Two<Compute, N> y12 = {x12.a * first.a + x12.b * first.b,
+                                   x12.a * second.a + x12.b * second.b};
+      v = T::template from_pairs<N>(T::narrow(y12));
+    }
+    if constexpr (writes_interleaved(order)) {
+      store_vec(y + 2 * first, T::template as_pairs<N>(v));
+    } else {
+      std::memcpy(y + first, &v, sizeof(v) / 2);
+      std::memcpy(y + pairs + first, reinterpret_cast<const char*>(&v) + sizeof(v) / 2,
+                  sizeof(v) / 2);
     }
   }
 
@@ -207,8 +300,8 @@ struct Rotation {
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
       const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
       const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
-      T::write(y + (writes ? 2 * pair : pair), x1 * cos1 + x2 * sin1);
-      T::write(y + (writes ? 2 * pair + 1 : pairs + pair), x2 * cos2 + x1 * sin2);
+      T::write(y + (writes ? 2 * pair : pair), rotated(x1, cos1, x2, sin1));
+      T::write(y + (writes ? 2 * pair + 1 : pairs + pair), rotated(x2, cos2, x1, sin2));
     }
   }
 
@@ -243,8 +336,8 @@ struct Rotation {
     }
   }
 
-  static void prepare_table(const RopeGeometry& geometry, const RopePointers& pointers,
-                            int64_t batch, int64_t token, Compute* table) {
+  static Prepared prepare_table(const RopeGeometry& geometry, const RopePointers& pointers,
+                                int64_t batch, int64_t token, Compute* table) {
     const DType dtype = geometry.table_dtype;
     const int64_t pairs = geometry.rotary_dim / 2;
     const int64_t size = geometry.half_tables ? pairs : geometry.rotary_dim;
@@ -261,10 +354,21 @@ struct Rotation {
     const bool dealt = interleaved && !geometry.half_tables;
     const int64_t second = geometry.half_tables ? 0 : pairs;
     const bool transpose = geometry.transpose;
+    const bool pairwise = kPairwise && moderate_or_zero(cos, size) && moderate_or_zero(sin, size);
 
     for_each_step(pairs, [&](auto step, int64_t first) {
-      arrange(step, cos, sin, first, second, dealt, transpose, table + 4 * first);
+      arrange(step, cos, sin, first, second, dealt, transpose, pairwise, table + 4 * first);
     });
+    return {table, pairwise};
+  }
+
+  static bool moderate_or_zero(const Compute* row, int64_t size) {
+    int outside = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const Compute magnitude = row[i] < 0 ? -row[i] : row[i];
+      outside |= !((magnitude >= 0x1p-40f && magnitude <= 0x1p40f) || magnitude == 0);
+    }
+    return !outside;
   }
 
   /// The partners' table values of pairs [first, first + 2N), in the pairs' order.
@@ -284,37 +388,62 @@ struct Rotation {
 
   template <int N>
   static ROPE_INLINE void arrange(Whole<N>, const Compute* cos, const Compute* sin, int64_t first,
-                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+                                  int64_t second, bool dealt, bool transpose, bool pairwise,
+                                  Compute* table) {
     Two<Compute, N> cos1, cos2, sin1, sin2;
     take<N>(cos, first, second, dealt, cos1, cos2);
     take<N>(sin, first, second, dealt, sin1, sin2);
     const Two<Compute, N> minus_sin1 = {-sin1.a, -sin1.b};
+    const auto signed_sin1 = transpose ? sin2 : minus_sin1;
+    const auto signed_sin2 = transpose ? minus_sin1 : sin2;
+    if constexpr (kPairwise) {
+      if (pairwise) {
+        put_pairs<N>(table, cos1.a, signed_sin1.a, cos2.a, signed_sin2.a);
+        put_pairs<N>(table + 2 * N, cos1.b, signed_sin1.b, cos2.b, signed_sin2.b);
+        return;
+      }
+    }
     const auto put = [&](int place, Two<Compute, N> v) {
       Table::template store<N>(table + place * 2 * N, as_rotated(v));
     };
     put(0, cos1);
-    put(1, transpose ? sin2 : minus_sin1);
+    put(1, signed_sin1);
     put(2, cos2);
-    put(3, transpose ? minus_sin1 : sin2);
+    put(3, signed_sin2);
   }
 
   template <int N>
   static ROPE_INLINE void arrange(Half<N>, const Compute* cos, const Compute* sin, int64_t first,
-                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+                                  int64_t second, bool dealt, bool transpose, bool pairwise,
+                                  Compute* table) {
     const auto take_both = [&](const Compute* row) {
       if (dealt) return deal(Table::template load<N>(row + 2 * first));
       return Table::template load<N>(row + first, row + second + first);
     };
-    const Two<Compute, N> both_sin = take_both(sin);
+    const auto both_cos = take_both(cos), both_sin = take_both(sin);
     const Vec<Compute, N> minus_sin1 = -both_sin.a, sin2 = both_sin.b;
-    Table::template store<N>(table, as_rotated(take_both(cos)));
-    Table::template store<N>(table + 2 * N,
-                             as_rotated(transpose ? Two<Compute, N>{sin2, minus_sin1}
-                                                  : Two<Compute, N>{minus_sin1, sin2}));
+    const Two<Compute, N> both_signed =
+        transpose ? Two<Compute, N>{sin2, minus_sin1} : Two<Compute, N>{minus_sin1, sin2};
+    if constexpr (kPairwise) {
+      if (pairwise) {
+        return put_pairs<N>(table, both_cos.a, both_signed.a, both_cos.b, both_signed.b);
+      }
+    }
+    Table::template store<N>(table, as_rotated(both_cos));
+    Table::template store<N>(table + 2 * N, as_rotated(both_signed));
+  }
+
+  /// Values that are bf16 already.
+  template <int N>
+  static ROPE_INLINE void put_pairs(Compute* table, Vec<Compute, N> cos1, Vec<Compute, N> sin1,
+                                    Vec<Compute, N> cos2, Vec<Compute, N> sin2) {
+    store_vec(table, T::narrow(Two<Compute, N>{cos1, sin1}));
+    store_vec(table + N, T::narrow(Two<Compute, N>{sin2, cos2}));
   }
 
   static ROPE_INLINE void arrange(Single, const Compute* cos, const Compute* sin, int64_t pair,
-                                  int64_t second, bool dealt, bool transpose, Compute* table) {
+                                  int64_t second, bool dealt, bool transpose, bool,
+                                  Compute* table) {
     const int64_t i1 = dealt ? 2 * pair : pair;
     const int64_t i2 = dealt ? 2 * pair + 1 : second + pair;
     table[0] = cos[i1];
@@ -333,7 +462,7 @@ struct Rotation {
     const Element* next;  // what is rotated after them
   };
 
-  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Compute* tables) {
+  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables) {
     if (rows.heads == 0) return;
     constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
     const bool copy_first = reorders && rows.in_place;
@@ -361,7 +490,7 @@ struct Rotation {
       const Element* next =
           next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
       const int64_t ahead = distance(x, next);
-      const Compute* table = tables + token * 2 * geometry.rotary_dim;
+      const Prepared table = tables[token];
       if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
         copy_through(geometry, x, y, from.head, to.head, heads);
       }
@@ -414,7 +543,8 @@ struct Rotation {
 
   static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
-    alignas(kLineBytes) Compute tables[kTableBytes / sizeof(Compute)];
+    alignas(kLineBytes) Compute values[kTableBytes / sizeof(Compute)];
+    Prepared tables[kBlockTokens];
     const int64_t table_size = 2 * geometry.rotary_dim;
     int64_t block =
         kTableBytes / static_cast<int64_t>(sizeof(Compute)) / (table_size + (table_size == 0));
@@ -424,7 +554,8 @@ struct Rotation {
       const int64_t left = range.token_end - token;
       const int64_t tokens = left < block ? left : block;
       for (int64_t i = 0; i < tokens; ++i) {
-        prepare_table(geometry, pointers, range.batch, token + i, tables + i * table_size);
+        tables[i] =
+            prepare_table(geometry, pointers, range.batch, token + i, values + i * table_size);
       }
       Rows q = rows_of(pointers.q, pointers.q_out, geometry.q, geometry.q_out, geometry.q_in_place,
                        range.batch, token, range.q_head_begin, range.q_head_end, tokens);
@@ -438,19 +569,34 @@ struct Rotation {
   }
 };
 
-template <class T>
+template <class T, Products products>
 void rotate_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
   switch (geometry.style) {
     case Style::kHalf:
-      return Rotation<T, Order::kHalf>::rotate(geometry, pointers, range);
+      return Rotation<T, Order::kHalf, products>::rotate(geometry, pointers, range);
     case Style::kInterleaved:
-      return Rotation<T, Order::kInterleaved>::rotate(geometry, pointers, range);
+      return Rotation<T, Order::kInterleaved, products>::rotate(geometry, pointers, range);
     case Style::kDeinterleave:
-      return geometry.transpose
-                 ? Rotation<T, Order::kHalfToInterleaved>::rotate(geometry, pointers, range)
-                 : Rotation<T, Order::kInterleavedToHalf>::rotate(geometry, pointers, range);
+      return geometry.transpose ? Rotation<T, Order::kHalfToInterleaved, products>::rotate(
+                                      geometry, pointers, range)
+                                : Rotation<T, Order::kInterleavedToHalf, products>::rotate(
+                                      geometry, pointers, range);
   }
+}
+
+/// For 16-bit T.
+template <class T>
+void rotate_range_16(const RopeGeometry& geometry, const RopePointers& pointers,
+                     const RopeRange& range) {
+  if (geometry.round_each)
+    return rotate_range_of<T, Products::kInElement>(geometry, pointers, range);
+  if constexpr (T::kFusedSums || T::kPairwise) {
+    if (geometry.cast_tables || geometry.table_dtype == geometry.dtype) {
+      return rotate_range_of<T, Products::kExact>(geometry, pointers, range);
+    }
+  }
+  rotate_range_of<T, Products::kInCompute>(geometry, pointers, range);
 }
 
 }  // namespace
@@ -459,13 +605,13 @@ void rotate_range(const RopeGeometry& geometry, const RopePointers& pointers,
                   const RopeRange& range) {
   switch (geometry.dtype) {
     case DType::kFloat16:
-      return rotate_range_of<Float16>(geometry, pointers, range);
+      return rotate_range_16<Float16>(geometry, pointers, range);
     case DType::kBFloat16:
-      return rotate_range_of<BFloat16>(geometry, pointers, range);
+      return rotate_range_16<BFloat16>(geometry, pointers, range);
     case DType::kFloat32:
-      return rotate_range_of<Float32>(geometry, pointers, range);
+      return rotate_range_of<Float32, Products::kInCompute>(geometry, pointers, range);
     case DType::kFloat64:
-      return rotate_range_of<Float64>(geometry, pointers, range);
+      return rotate_range_of<Float64, Products::kInCompute>(geometry, pointers, range);
   }
 }
 

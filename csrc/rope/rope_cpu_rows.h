@@ -24,5 +24,8 @@ void rotate_range(const RopeGeometry&, const RopePointers&, const RopeRange&);
 namespace avx512 {
 void rotate_range(const RopeGeometry&, const RopePointers&, const RopeRange&);
 }
+namespace avx512_bf16 {
+void rotate_range(const RopeGeometry&, const RopePointers&, const RopeRange&);
+}
 
 }  // namespace npu_rope
