@@ -187,11 +187,12 @@ def run_core(
     loading = moving = float(cores)
     us = 0.0
     for _ in range(ROUNDS):
+        before = us
         read = min(load, traffic.read / memory / max(loading, 1.0)) if memory > 0 else load
         us = pipes.run(steps, Memory(read, store, law.l2 / max(moving, 1.0)))
         then_loading = cores * pipes.moving(steps, (LOAD,)) / us
         then_moving = cores * pipes.moving(steps, (LOAD, STORE)) / us
-        if us <= floor or abs(then_loading - loading) + abs(then_moving - moving) < 1:
+        if us <= floor or abs(us - before) < 0.005 * us:
             break
         loading, moving = (loading + then_loading) / 2, (moving + then_moving) / 2
     return max(us, floor)
@@ -254,22 +255,16 @@ def fits_l2(trace: simulator.Trace) -> bool:
 def predict(
     trace: simulator.Trace, tables: Tables, law: Law, scalar: Scalar, warm: bool = False
 ) -> Prediction:
-    """A simulated launch, recorded with events. The slowest core is one of those that move the
-    most bytes; of a grid of equals, only different ones are run."""
+    """A simulated launch, recorded with events. The slowest core is one that moves most."""
     traffic = traffic_of(trace, warm)
-    seen: set[tuple] = set()
-    busy: dict[str, float] = {}
-    slowest = 0.0
-    for number, core in enumerate(trace.cores):
-        counters = core.counters
-        key = (counters.gm_bytes_read, counters.gm_bytes_written, counters.loads, len(core.events))
-        if key in seen:
-            continue
-        seen.add(key)
-        steps = steps_of(trace, number, tables, law, scalar)
-        us = run_core(steps, tables, trace.soc, law, trace.cores_used, traffic)
-        if us > slowest:
-            slowest, busy = us, pipes.busy(steps)
+
+    def load(number: int) -> tuple[int, int]:
+        core = trace.cores[number]
+        return core.counters.gm_bytes_read + core.counters.gm_bytes_written, len(core.events)
+
+    steps = steps_of(trace, max(range(trace.cores_used), key=load), tables, law, scalar)
+    slowest = run_core(steps, tables, trace.soc, law, trace.cores_used, traffic)
+    busy = pipes.busy(steps)
     cores = trace.cores_used
     return Prediction(law.launch(cores), slowest, traffic.floor(law, trace.soc), busy, cores)
 
