@@ -177,7 +177,8 @@ void bind_simulator(py::module_& module) {
       .def_readonly("block_bytes", &Event::block_bytes)
       .def_readonly("gm_region", &Event::gm_region)
       .def_readonly("gm_offset", &Event::gm_offset)
-      .def_readonly("gm_pitch", &Event::gm_pitch);
+      .def_readonly("gm_pitch", &Event::gm_pitch)
+      .def_readonly("cached", &Event::cached);
   py::class_<VectorCount>(module, "VectorCount")
       .def_readonly("api", &VectorCount::api)
       .def_readonly("dst_dtype", &VectorCount::dst_dtype)

@@ -929,7 +929,7 @@ def our_signatures() -> dict[str, list[list[Signature]]]:
     found: dict[str, list[list[Signature]]] = {}
     for declaration in re.split(r"[;{}]|\b(?:public|private):", "\n".join(regions)):
         match = OUR_PROTOTYPE.match(declaration.strip())
-        if match and match["name"] != "Wide":  # the simulator's own, with a templated constructor
+        if match and match["name"] not in ("Wide", "Offset"):  # the simulator's own classes
             found.setdefault(match["name"], []).append(
                 signatures(match["template"], match["params"])
             )

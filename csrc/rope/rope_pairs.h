@@ -18,31 +18,26 @@ namespace npu_rope {
 
 constexpr int32_t kUnitBlocks = 2 * kUnit;  // kUnit neighbours
 
-/// Where neighbours lie: `count` after each other, the next so many `pitch` blocks after the first.
-/// The rows of a unit are whole.
+/// Where the neighbours of a unit lie: bytes from the first to each, and to the next unit's first.
 struct PairRows {
-  int32_t count = kUnit, pitch = kUnitBlocks;
+  int32_t at[kUnit + 1];
 
-  __aicore__ inline int32_t BlockOf(int32_t neighbour) const {
-    return neighbour / count * pitch + neighbour % count * 2;
+  /// `count` after each other, the next so many `pitch` bytes after the first; count divides kUnit.
+  __aicore__ inline void Make(int32_t count, int32_t pitch) {
+    int32_t row = 0, i = 0;
+    for (int32_t n = 0; n <= kUnit; ++n) {
+      at[n] = row + i * 2 * kBlockBytes;
+      if (++i == count) {
+        i = 0;
+        row += pitch;
+      }
+    }
   }
+  __aicore__ inline void MakeSeamless() { Make(kUnit, kUnitBlocks * kBlockBytes); }
 };
 
 /// Blocks to keep for a plane that SplitPairs writes: it writes whole units.
-__aicore__ inline int32_t SplitBlocks(int32_t blocks) {
-  return static_cast<int32_t>(AlignUp(blocks, kUnit));
-}
-
-template <typename B>
-__aicore__ inline AscendC::LocalTensor<B> AtBlock(const AscendC::LocalTensor<B>& tensor,
-                                                  int32_t block) {
-  return tensor[block * (kBlockBytes / static_cast<int32_t>(sizeof(B)))];
-}
-
-template <typename B>
-__aicore__ inline uint64_t BlockAddress(const AscendC::LocalTensor<B>& tensor, int32_t block) {
-  return reinterpret_cast<uint64_t>(AtBlock(tensor, block).GetPhyAddr());
-}
+__aicore__ inline int32_t SplitBlocks(int32_t blocks) { return (blocks + kUnit - 1) & -kUnit; }
 
 /// Entry i of the list that a transpose gives is the block of this row, when it gives rows.
 template <typename B>
@@ -60,128 +55,118 @@ __aicore__ inline int32_t OfParity(int32_t block, int32_t odd) {
   return sizeof(B) == 2 ? 2 * block + odd : block / 2 * 4 + block % 2 + 2 * odd;
 }
 
-/// `units` transposes, each `to_step` and `from_step` blocks after the one before.
+/// Addresses in the unified buffer of what pairs become each other through. All are of whole units
+/// but the pairs, of which the last unit may have less.
+struct PairPlaces {
+  uint64_t pairs, lines;
+  uint64_t planes[2];  // even, odd
+};
+
+/// `units` transposes, each `to_step` and `from_step` bytes after the one before.
 template <typename B>
 __aicore__ inline void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_t (&from)[kUnit],
                                  int32_t from_step, int32_t units) {
-  if (units == 0) return;
   AscendC::TransDataTo5HDParams params;
   params.repeatTimes = static_cast<uint8_t>(units);
   // A single repeat would begin a step further on, more begin at the addresses themselves.
-  params.dstRepStride = static_cast<uint16_t>(units > 1 ? to_step : 0);
-  params.srcRepStride = static_cast<uint16_t>(units > 1 ? from_step : 0);
+  params.dstRepStride = static_cast<uint16_t>(units > 1 ? to_step / kBlockBytes : 0);
+  params.srcRepStride = static_cast<uint16_t>(units > 1 ? from_step / kBlockBytes : 0);
   AscendC::TransDataTo5HD<B>(to, from, params);
 }
 
-/// The first (side 0) or second blocks of neighbours -> their lines. Where a unit has less than 16
-/// neighbours the last one stands in for the rest.
+/// Pairs -> lines: the first (side 0) or second blocks of neighbours -> their lines. Where a unit
+/// has less than 16 neighbours the last one stands in for the rest.
 template <typename B>
-__aicore__ inline void PairsToLines(const AscendC::LocalTensor<B>& lines,
-                                    const AscendC::LocalTensor<B>& pairs, const PairRows& rows,
-                                    int32_t side, int32_t neighbours, int32_t units) {
-  uint64_t to[kUnit], from[kUnit];
-  for (int32_t i = 0; i < kUnit; ++i) {
-    to[i] = BlockAddress(lines, side * kUnit + i);
-    const int32_t neighbour = static_cast<int32_t>(Min(i, neighbours - 1));
-    from[i] = BlockAddress(pairs, rows.BlockOf(neighbour) + side);
-  }
-  Transpose<B>(to, kUnitBlocks, from, rows.BlockOf(kUnit), units);
-}
-
-/// The even (side 0) or odd lines -> their plane.
-template <typename B>
-__aicore__ inline void LinesToPlane(const AscendC::LocalTensor<B>& plane,
-                                    const AscendC::LocalTensor<B>& lines, int32_t side,
+__aicore__ inline void PairsToLines(const PairPlaces& at, const PairRows& rows, int32_t neighbours,
                                     int32_t units) {
-  uint64_t to[kUnit], from[kUnit];
-  for (int32_t i = 0; i < kUnit; ++i) {
-    to[i] = BlockAddress(plane, RowOf<B>(i));
-    from[i] = BlockAddress(lines, OfParity<B>(LineOf<B>(i), side));
+  for (int32_t side = 0; side < 2; ++side) {
+    uint64_t to[kUnit], from[kUnit];
+    for (int32_t i = 0; i < kUnit; ++i) {
+      to[i] = at.lines + (side * kUnit + i) * kBlockBytes;
+      from[i] = at.pairs + rows.at[Min(i, neighbours - 1)] + side * kBlockBytes;
+    }
+    Transpose<B>(to, kUnitBlocks * kBlockBytes, from, rows.at[kUnit], units);
   }
-  Transpose<B>(to, kUnit, from, kUnitBlocks, units);
 }
 
-/// The even (side 0) or odd plane -> its lines.
+/// The even and odd lines -> their planes.
 template <typename B>
-__aicore__ inline void PlaneToLines(const AscendC::LocalTensor<B>& lines,
-                                    const AscendC::LocalTensor<B>& plane, int32_t side,
+__aicore__ inline void LinesToPlanes(const PairPlaces& at, int32_t units) {
+  for (int32_t side = 0; side < 2; ++side) {
+    uint64_t to[kUnit], from[kUnit];
+    for (int32_t i = 0; i < kUnit; ++i) {
+      to[i] = at.planes[side] + RowOf<B>(i) * kBlockBytes;
+      from[i] = at.lines + OfParity<B>(LineOf<B>(i), side) * kBlockBytes;
+    }
+    Transpose<B>(to, kUnit * kBlockBytes, from, kUnitBlocks * kBlockBytes, units);
+  }
+}
+
+/// The even and odd planes -> their lines.
+template <typename B>
+__aicore__ inline void PlanesToLines(const PairPlaces& at, int32_t neighbours, int32_t units) {
+  for (int32_t side = 0; side < 2; ++side) {
+    uint64_t to[kUnit], from[kUnit];
+    for (int32_t i = 0; i < kUnit; ++i) {
+      to[i] = at.lines + OfParity<B>(i, side) * kBlockBytes;
+      from[i] = at.planes[side] + Min(i, neighbours - 1) * kBlockBytes;
+    }
+    Transpose<B>(to, kUnitBlocks * kBlockBytes, from, kUnit * kBlockBytes, units);
+  }
+}
+
+/// Lines -> pairs: the lines of the first (side 0) or second blocks -> those blocks. What stood in
+/// for missing neighbours goes to `spare`.
+template <typename B>
+__aicore__ inline void LinesToPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
                                     int32_t neighbours, int32_t units) {
-  uint64_t to[kUnit], from[kUnit];
-  for (int32_t i = 0; i < kUnit; ++i) {
-    to[i] = BlockAddress(lines, OfParity<B>(i, side));
-    from[i] = BlockAddress(plane, static_cast<int32_t>(Min(i, neighbours - 1)));
+  for (int32_t side = 0; side < 2; ++side) {
+    uint64_t to[kUnit], from[kUnit];
+    for (int32_t i = 0; i < kUnit; ++i) {
+      const int32_t row = RowOf<B>(i);
+      to[i] = row < neighbours ? at.pairs + rows.at[row] + side * kBlockBytes
+                               : spare + (side * kUnit + row) * kBlockBytes;
+      from[i] = at.lines + (side * kUnit + LineOf<B>(i)) * kBlockBytes;
+    }
+    Transpose<B>(to, rows.at[kUnit], from, kUnitBlocks * kBlockBytes, units);
   }
-  Transpose<B>(to, kUnitBlocks, from, kUnit, units);
 }
 
-/// The lines of the first (side 0) or second blocks -> those blocks. What stood in for missing
-/// neighbours goes to `spare`.
-template <typename B>
-__aicore__ inline void LinesToPairs(const AscendC::LocalTensor<B>& pairs, const PairRows& rows,
-                                    const AscendC::LocalTensor<B>& lines,
-                                    const AscendC::LocalTensor<B>& spare, int32_t side,
-                                    int32_t neighbours, int32_t units) {
-  uint64_t to[kUnit], from[kUnit];
-  for (int32_t i = 0; i < kUnit; ++i) {
-    const int32_t row = RowOf<B>(i);
-    to[i] = row < neighbours ? BlockAddress(pairs, rows.BlockOf(row) + side)
-                             : BlockAddress(spare, side * kUnit + row);
-    from[i] = BlockAddress(lines, side * kUnit + LineOf<B>(i));
-  }
-  Transpose<B>(to, rows.BlockOf(kUnit), from, kUnitBlocks, units);
+/// The places of the last unit, after `units` whole ones.
+__aicore__ inline PairPlaces LastUnit(const PairPlaces& at, const PairRows& rows, int32_t units) {
+  const int32_t plane = units * kUnit * kBlockBytes;
+  return {at.pairs + units * rows.at[kUnit],
+          at.lines + 2 * plane,
+          {at.planes[0] + plane, at.planes[1] + plane}};
 }
 
-/// `blocks` neighbours of `pairs` -> a plane of even and one of odd elements, `blocks` blocks each
-/// (room for SplitBlocks(blocks)). `lines` is scratch of two such planes.
+/// `blocks` neighbours of pairs -> a plane of even and one of odd elements, `blocks` blocks each
+/// (room for SplitBlocks(blocks)). The lines are scratch of two such planes.
 template <typename B>
-__aicore__ inline void SplitPairs(const AscendC::LocalTensor<B>& even,
-                                  const AscendC::LocalTensor<B>& odd,
-                                  const AscendC::LocalTensor<B>& pairs,
-                                  const AscendC::LocalTensor<B>& lines, int32_t blocks,
-                                  const PairRows& rows = {}) {
+__aicore__ inline void SplitPairs(const PairPlaces& at, const PairRows& rows, int32_t blocks) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
-  const int32_t last = units * kUnit;
-  const AscendC::LocalTensor<B> planes[2] = {even, odd};
-  for (int32_t side = 0; side < 2; ++side) {
-    PairsToLines<B>(lines, pairs, rows, side, kUnit, units);
-    if (rest == 0) continue;
-    PairsToLines<B>(AtBlock(lines, 2 * last), AtBlock(pairs, rows.BlockOf(last)), rows, side, rest,
-                    1);
-  }
+  const PairPlaces last = LastUnit(at, rows, units);
+  if (units > 0) PairsToLines<B>(at, rows, kUnit, units);
+  if (rest > 0) PairsToLines<B>(last, rows, rest, 1);
   AscendC::PipeBarrier<PIPE_V>();
-  for (int32_t side = 0; side < 2; ++side) {
-    LinesToPlane<B>(planes[side], lines, side, units);
-    if (rest == 0) continue;
-    LinesToPlane<B>(AtBlock(planes[side], last), AtBlock(lines, 2 * last), side, 1);
-  }
+  if (units > 0) LinesToPlanes<B>(at, units);
+  if (rest > 0) LinesToPlanes<B>(last, 1);
   AscendC::PipeBarrier<PIPE_V>();
 }
 
-/// The other way round. `spare` is room for a unit; it may be the planes, not `pairs` or `lines`.
+/// The other way round. `spare` is room for a unit; it may be the planes, not pairs or lines.
 template <typename B>
-__aicore__ inline void JoinPairs(const AscendC::LocalTensor<B>& pairs,
-                                 const AscendC::LocalTensor<B>& even,
-                                 const AscendC::LocalTensor<B>& odd,
-                                 const AscendC::LocalTensor<B>& lines,
-                                 const AscendC::LocalTensor<B>& spare, int32_t blocks,
-                                 const PairRows& rows = {}) {
+__aicore__ inline void JoinPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
+                                 int32_t blocks) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
-  const int32_t last = units * kUnit;
-  const AscendC::LocalTensor<B> planes[2] = {even, odd};
-  for (int32_t side = 0; side < 2; ++side) {
-    PlaneToLines<B>(lines, planes[side], side, kUnit, units);
-    if (rest == 0) continue;
-    PlaneToLines<B>(AtBlock(lines, 2 * last), AtBlock(planes[side], last), side, rest, 1);
-  }
+  const PairPlaces last = LastUnit(at, rows, units);
+  if (units > 0) PlanesToLines<B>(at, kUnit, units);
+  if (rest > 0) PlanesToLines<B>(last, rest, 1);
   AscendC::PipeBarrier<PIPE_V>();
-  for (int32_t side = 0; side < 2; ++side) {
-    LinesToPairs<B>(pairs, rows, lines, spare, side, kUnit, units);
-    if (rest == 0) continue;
-    LinesToPairs<B>(AtBlock(pairs, rows.BlockOf(last)), rows, AtBlock(lines, 2 * last), spare, side,
-                    rest, 1);
-  }
+  if (units > 0) LinesToPairs<B>(at, rows, spare, kUnit, units);
+  if (rest > 0) LinesToPairs<B>(last, rows, spare, rest, 1);
   AscendC::PipeBarrier<PIPE_V>();
 }
 

@@ -1,5 +1,9 @@
 // What crosses from the plan to the kernel, and the arithmetic that both share: which core does
-// which rows in which order. Plain C++, by value, no pointers; strides are in elements.
+// which rows in which order. Plain C++, by value, no pointers.
+//
+// The kernel's scalar unit runs about one instruction a cycle, so what the host can decide is
+// decided here: strides come in the unit of the instruction that takes them, and the kernel
+// divides once, when a core looks up its share.
 #pragma once
 
 #include <cstdint>
@@ -22,76 +26,112 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
-constexpr int32_t kRing = 3;  // tiles in flight: one being loaded, one rotated, one stored
+constexpr int32_t kRing = 3;  // boxes in flight: one being loaded, one rotated, one stored
 
 __aicore__ inline constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __aicore__ inline constexpr int64_t AlignUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 __aicore__ inline constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 __aicore__ inline constexpr int64_t Max(int64_t a, int64_t b) { return a < b ? b : a; }
+__aicore__ inline constexpr int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
+__aicore__ inline constexpr int32_t Max(int32_t a, int32_t b) { return a < b ? b : a; }
 
 /// The size of the pieces when `total` is cut into as few as possible of at most `limit`, evenly.
 __aicore__ inline constexpr int64_t EvenPiece(int64_t total, int64_t limit) {
   return CeilDiv(total, CeilDiv(total, limit));
 }
 
-/// q or k, with its output.
-struct RopeTensor {
-  int64_t in_batch, in_token, in_head;
-  int64_t out_batch, out_token, out_head;
-  int32_t heads;
-  int32_t in_place;    // what is not rotated is already where it belongs
-  int32_t whole;       // rows are moved as they lie, with what is not rotated in its place
-  int32_t row_pitch;   // elements from row to row in the unified buffer
-  int32_t row_offset;  // elements from a row's beginning there to what is rotated
-  int32_t head_major;  // rows of a box in the unified buffer: 0 [token][head], 1 [head][token]
+/// Columns of rows that one transfer moves, for all rows of a box.
+struct RopeColumns {
+  uint16_t gm;        // bytes from a row's beginning in global memory to the columns
+  uint16_t ub;        // bytes from the buffer's beginning to the first row's columns
+  uint16_t bytes;     // of the columns
+  uint16_t ub_pitch;  // bytes from row to row in the unified buffer: whole blocks
+  uint8_t fill;       // bytes of zeros that are loaded behind them: to the end of their last block,
+                      // or of the one after it
+  uint8_t ub_gap;     // whole blocks that are left alone from there to the next row
 };
 
-/// cos or sin. 0 where it is broadcast.
+/// How rows of one tensor move between global memory and the unified buffer. In a box, rows lie in
+/// lines: its inner axis is the one whose rows are closer in global memory.
+struct RopeMove {
+  int64_t batch, token, head;  // bytes between neighbours in global memory
+  int64_t inner, outer;        // bytes from row to row of a line, and from line to line
+  int32_t halves;              // 2: a row is moved as two rows, its halves; else 1
+  int32_t packed;    // rows have no seam in the unified buffer: without one in global memory they
+                     // are one block
+  int32_t separate;  // rows lie so that no gap can be expressed: each is moved by itself
+  int32_t groups;    // of columns
+  RopeColumns columns[4];
+};
+
+/// q or k.
+struct RopeTensor {
+  RopeMove in, out;
+  int32_t heads;
+  int32_t head_major;              // rows of a box: 0 [token][head], 1 [head][token]
+  int32_t box_tokens, box_heads;   // most of a box
+  int32_t step_inner, step_outer;  // most rows of a line and lines that are rotated by one round of
+                                   // vector instructions; several lines are whole ones
+  int32_t row_pitch;               // bytes from row to row in the unified buffer
+  int32_t row_offset;              // bytes from a row's beginning there to what is rotated
+};
+
+/// cos or sin. Strides are 0 where it is broadcast.
 struct RopeTable {
-  int64_t batch, token;
+  RopeMove in;
+  int32_t one_row;  // a row serves all tokens
+};
+
+/// The unified buffer: bytes from its beginning. What is rotated of a row is
+/// [first half, pad | second half, pad].
+struct RopeLayout {
+  int32_t work;    // rows in fp32; fp32 rows have none, they are rotated where they were loaded
+  int32_t upper;   // a block of 0xFFFF0000, by which pairs of bf16 are taken apart
+  int32_t tables;  // C and then S in fp32
+  int32_t raw;     // cos and then sin as loaded
+  int32_t cos_product;  // x·C
+  int32_t sin_product;  // x·S
+  int32_t ring;         // kRing buffers, each loaded, rotated in place and stored
+  int32_t work_bytes, table_bytes, raw_bytes, product_bytes, slot_bytes;  // of one of them
+  int32_t bytes;                                                          // in all
 };
 
 struct RopeParams {
   RopeTensor tensors[2];  // q, k
   RopeTable tables[2];    // cos, sin
-  int64_t batch, tokens;
-  int32_t head_dim, rotary_dim, rotary_offset;
+  RopeLayout ub;
 
-  int32_t table_dtype;    // kTableFloat16, ...
-  int32_t round_tables;   // round the tables to q's dtype first
-  int32_t half_tables;    // table rows hold rotary_dim / 2 entries
-  int32_t split_tables;   // table rows are (2i, 2i + 1) pairs
-  int32_t split_in;       // rows come as (2i, 2i + 1) pairs, else as two halves
-  int32_t transposes_in;  // and are split by transposes, as all but bf16 are
-  int32_t join_out;       // rows leave as (2i, 2i + 1) pairs, else as two halves
-  int32_t transpose;      // the transposed rotation
-
-  // How the work is cut. Cores form a grid: token_parts × head_parts.
-  int32_t token_parts, head_parts;
-  int32_t tile_tokens;  // tokens whose tables are in the unified buffer at once
-  int32_t box_rows;     // most rows of one load: (tokens of the tile) × heads
-  int32_t step_rows;    // most rows rotated by one round of vector instructions
-
-  // The unified buffer. What is rotated of a row is [first half, pad | second half, pad].
+  int32_t rotary_dim;
   int32_t half_pitch;        // elements from the first half of a row to the second
   int32_t row_parts;         // 1: rows are worked on as one run, padding too; 2: half by half
   int32_t table_half_pitch;  // the same in the tables as loaded
   int32_t float_pitch;       // fp32 elements from row to row in the work buffers: 512-byte steps
-  int32_t work_bytes;        // rows in fp32 (0 for fp32: they are rotated where they were loaded)
-  int32_t table_bytes;       // cos and sin in fp32, one of them; begins 256 bytes past its buffer
-  int32_t raw_bytes;         // cos or sin as loaded
-  int32_t gap_bytes;         // what keeps the products out of the rows' 64 KB third
-  int32_t product_bytes;     // x·cos, or x·sin
-  int32_t sin_shift;         // bytes that x·sin begins past its buffer: 0 or 256
-  int32_t slot_bytes;        // one of the kRing load and store buffers
+  int32_t pair_rows;         // with transposes: blocks of a half row where other columns lie
+                             // between rows, else 0
+  int32_t table_dtype;       // kTableFloat16, ...
+  int32_t round_tables;      // round the tables to q's dtype first
+  int32_t half_tables;       // table rows hold rotary_dim / 2 entries
+  int32_t split_tables;      // table rows are (2i, 2i + 1) pairs
+  int32_t split_in;          // rows come as (2i, 2i + 1) pairs, else as two halves
+  int32_t join_out;          // rows leave as (2i, 2i + 1) pairs, else as two halves
+  int32_t transpose;         // the transposed rotation
+  int32_t stream_in[2];      // q, k: read once and more than L2 holds, so not kept there
+
+  // How the work is cut. Cores form a grid: token_parts × head_parts. Parts are even, the first
+  // `more` of them are one longer.
+  int32_t token_parts, head_parts;
+  int32_t part_tokens, more_tokens, part_heads, more_heads;
+  int32_t tokens;       // of one batch
+  int32_t tile_tokens;  // tokens whose tables are in the unified buffer at once
+  int32_t box_rows;     // most rows of one load: (tokens of the tile) × heads
+  int32_t step_rows;    // most rows rotated by one round of vector instructions
 };
 
 /// Rows that are loaded, rotated and stored together: tokens × heads of q or k.
 struct RopeBox {
   int32_t tensor;  // 0 q, 1 k
-  int64_t batch, token;
-  int32_t tokens, head, heads;
-  int64_t tile_token;  // first token of the tile, whose tables serve this box
+  int32_t batch, token, tokens, head, heads;
+  int32_t tile_token;  // first token of the tile, whose tables serve this box
   int32_t tile_tokens;
   int32_t starts_tile;  // 1 for the first box of a tile
 };
@@ -101,77 +141,48 @@ struct RopeBox {
 /// first q's boxes, then k's.
 class RopeWalk {
  public:
-  __aicore__ inline RopeWalk(const RopeParams& params, int64_t core) : p_(params) {
-    const int64_t all_tokens = p_.batch * p_.tokens;
-    const int64_t all_heads = p_.tensors[0].heads + p_.tensors[1].heads;
-    const int64_t token_part = core / p_.head_parts;
-    const int64_t head_part = core % p_.head_parts;
-    begin_ = all_tokens * token_part / p_.token_parts;
-    end_ = all_tokens * (token_part + 1) / p_.token_parts;
-    head_begin_ = all_heads * head_part / p_.head_parts;
-    head_end_ = all_heads * (head_part + 1) / p_.head_parts;
+  __aicore__ inline RopeWalk(const RopeParams& params, int32_t core) : p_(params) {
+    const int32_t token_part = core / p_.head_parts;
+    const int32_t head_part = core - token_part * p_.head_parts;
+    const int32_t begin = token_part * p_.part_tokens + Min(token_part, p_.more_tokens);
+    left_ = p_.part_tokens + (token_part < p_.more_tokens);
+    batch_ = begin / p_.tokens;
+    tile_token_ = begin - batch_ * p_.tokens;
+    const int32_t head = head_part * p_.part_heads + Min(head_part, p_.more_heads);
+    const int32_t head_end = head + p_.part_heads + (head_part < p_.more_heads);
+    const int32_t q_heads = p_.tensors[0].heads;
+    heads_begin_[0] = Min(head, q_heads);
+    heads_end_[0] = Min(head_end, q_heads);
+    heads_begin_[1] = Max(head - q_heads, 0);
+    heads_end_[1] = Max(head_end - q_heads, 0);
     StartTile();
   }
 
   /// The next box, or false when there is none.
   __aicore__ inline bool Next(RopeBox& box) {
-    while (begin_ < end_) {
-      for (; tensor_ < 2; NextTensor()) {
-        if (head_ < tensor_head_end_) {
-          MakeBox(box);
-          return true;
+    while (head_ >= head_end_) {
+      if (tensor_ == 0) {
+        StartTensor(1);
+      } else {
+        left_ -= tile_tokens_;
+        if (left_ <= 0) return false;
+        tile_token_ += tile_tokens_;
+        if (tile_token_ == p_.tokens) {
+          tile_token_ = 0;
+          ++batch_;
         }
+        StartTile();
       }
-      begin_ += tile_tokens_;
-      StartTile();
     }
-    return false;
-  }
-
- private:
-  __aicore__ inline void StartTile() {
-    if (begin_ >= end_) return;
-    batch_ = begin_ / p_.tokens;
-    tile_token_ = begin_ % p_.tokens;
-    tile_tokens_ = Min(Min(p_.tile_tokens, end_ - begin_), p_.tokens - tile_token_);
-    starts_tile_ = 1;
-    tensor_ = -1;
-    NextTensor();
-  }
-
-  /// Heads of this core in the next tensor, and the box that suits them.
-  __aicore__ inline void NextTensor() {
-    ++tensor_;
-    if (tensor_ == 2) return;
-    const int64_t before = tensor_ == 0 ? 0 : p_.tensors[0].heads;
-    const int64_t heads = p_.tensors[tensor_].heads;
-    tensor_head_begin_ = Min(Max(head_begin_ - before, 0), heads);
-    tensor_head_end_ = Min(Max(head_end_ - before, 0), heads);
-    head_ = tensor_head_begin_;
-    token_ = 0;
-    const int64_t n = tensor_head_end_ - tensor_head_begin_;
-    if (n == 0) return;
-    if (p_.tensors[tensor_].head_major) {  // all tokens of the tile, as many heads as fit
-      box_tokens_ = tile_tokens_;
-      box_heads_ = Max(p_.box_rows / box_tokens_, 1);
-    } else if (n <= p_.box_rows) {  // all heads, as many tokens as fit
-      box_heads_ = n;
-      box_tokens_ = p_.box_rows / n;
-    } else {
-      box_heads_ = EvenPiece(n, p_.box_rows);
-      box_tokens_ = 1;
-    }
-  }
-
-  __aicore__ inline void MakeBox(RopeBox& box) {
+    const RopeTensor& t = p_.tensors[tensor_];
     box.tensor = tensor_;
     box.batch = batch_;
     box.token = tile_token_ + token_;
-    box.tokens = static_cast<int32_t>(Min(box_tokens_, tile_tokens_ - token_));
-    box.head = static_cast<int32_t>(head_);
-    box.heads = static_cast<int32_t>(Min(box_heads_, tensor_head_end_ - head_));
+    box.tokens = Min(t.box_tokens, tile_tokens_ - token_);
+    box.head = head_;
+    box.heads = Min(t.box_heads, head_end_ - head_);
     box.tile_token = tile_token_;
-    box.tile_tokens = static_cast<int32_t>(tile_tokens_);
+    box.tile_tokens = tile_tokens_;
     box.starts_tile = starts_tile_;
     starts_tile_ = 0;
     token_ += box.tokens;
@@ -179,14 +190,29 @@ class RopeWalk {
       token_ = 0;
       head_ += box.heads;
     }
+    return true;
+  }
+
+ private:
+  __aicore__ inline void StartTile() {
+    tile_tokens_ = Min(Min(p_.tile_tokens, left_), p_.tokens - tile_token_);
+    starts_tile_ = 1;
+    StartTensor(0);
+  }
+
+  __aicore__ inline void StartTensor(int32_t tensor) {
+    tensor_ = tensor;
+    head_ = heads_begin_[tensor];
+    head_end_ = heads_end_[tensor];
+    token_ = 0;
   }
 
   const RopeParams& p_;
-  int64_t begin_, end_, head_begin_, head_end_;                    // of the core
-  int64_t batch_ = 0, tile_token_ = 0, tile_tokens_ = 0;           // of the tile
-  int64_t tensor_head_begin_ = 0, tensor_head_end_ = 0;            // of the core in q or k
-  int64_t box_tokens_ = 0, box_heads_ = 0, token_ = 0, head_ = 0;  // of the next box
-  int32_t tensor_ = 0, starts_tile_ = 0;
+  int32_t left_;                           // tokens of the core, from this tile on
+  int32_t heads_begin_[2], heads_end_[2];  // of the core in q and k
+  int32_t batch_, tile_token_, tile_tokens_;
+  int32_t starts_tile_, tensor_;
+  int32_t head_, head_end_, token_;  // of the next box
 };
 
 }  // namespace npu_rope

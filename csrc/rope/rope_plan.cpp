@@ -41,6 +41,10 @@ void check(const RopeGeometry& g, const Chip& chip) {
   if (g.q_heads + g.k_heads > INT32_MAX) {
     refuse("expected less than 2^31 heads, got " + std::to_string(g.q_heads + g.k_heads));
   }
+  if (g.batch > INT32_MAX || g.tokens > INT32_MAX || g.batch * g.tokens > INT32_MAX) {
+    refuse("expected less than 2^31 tokens, got batch " + std::to_string(g.batch) + " of " +
+           std::to_string(g.tokens));
+  }
   if (g.head_dim < 2 || g.head_dim > kMaxHeadDim || g.head_dim % 2 != 0) {
     refuse("expected an even head_dim from 2 to " + std::to_string(kMaxHeadDim) + ", got " +
            std::to_string(g.head_dim));
@@ -53,50 +57,170 @@ void check(const RopeGeometry& g, const Chip& chip) {
   }
 }
 
+/// Whether pairs are made or taken apart by transposes, as all but bf16's are.
+bool transposes(const RopeGeometry& g, const RopeParams& p) {
+  return (p.split_in || p.join_out) && g.dtype != DType::kBFloat16;
+}
+
 /// Whether a row can be rotated as it lies, between columns that only pass through: its rotated
 /// halves begin at whole blocks, and a transpose takes whole rows.
 bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
   const int64_t block = kBlockBytes / size_of(g.dtype);
   const int64_t half = g.rotary_dim / 2;
   if (g.rotary_offset % block != 0 || g.head_dim % block != 0 || p.half_pitch != half) return false;
-  if (!p.transposes_in && !p.join_out) return true;
+  if (!transposes(g, p)) return true;
   return g.dtype != DType::kFloat32 && kUnit % (half / block) == 0;
 }
 
-/// p: of which half_pitch and what is transposed are set.
-RopeTensor tensor_of(const RopeGeometry& g, const RopeParams& p, const RowStrides& in,
-                     const RowStrides& out, int64_t heads, bool in_place) {
-  RopeTensor t = {};
-  t.in_batch = in.batch;
-  t.in_token = in.token;
-  t.in_head = in.head;
-  t.out_batch = out.batch;
-  t.out_token = out.token;
-  t.out_head = out.head;
-  t.heads = static_cast<int32_t>(heads);
-  t.in_place = in_place;
-  t.head_major = in.token < in.head;  // the axis whose rows lie closer comes innermost
-  t.whole = !in_place && g.rotary_dim < g.head_dim && rotates_whole_rows(g, p);
-  t.row_pitch = t.whole ? static_cast<int32_t>(g.head_dim) : 2 * p.half_pitch;
-  t.row_offset = t.whole ? static_cast<int32_t>(g.rotary_offset) : 0;
-  return t;
-}
-
-/// Bytes of a row: of its longest run of columns that are moved together, and in a buffer.
-struct RowBytes {
-  int64_t run, held;
+/// q or k with its output, as the geometry has them.
+struct Rows {
+  RowStrides in, out;
+  int64_t heads;
+  bool in_place;
+  bool whole;    // rows are moved as they lie, with what is not rotated in its place
+  bool passes;   // columns that are not rotated are moved beside those that are
+  int64_t run;   // bytes of the longest run of columns of a row that are moved together
+  int64_t held;  // bytes of a row in a buffer
 };
 
-RowBytes row_bytes(const RopeGeometry& g, const RopeTensor& t) {
+Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
+  Rows r = {k ? g.k : g.q, k ? g.k_out : g.q_out, k ? g.k_heads : g.q_heads,
+            k ? g.k_in_place : g.q_in_place};
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
-  if (t.whole) return {g.head_dim * size, t.row_pitch * size};
-  if (t.in_place) return {g.rotary_dim * size, t.row_pitch * size};
-  const int64_t before = g.rotary_offset;
-  const int64_t after = g.head_dim - g.rotary_dim - before;
-  return {std::max({before, g.rotary_dim, after}) * size,
-          (AlignUp(before, block) + t.row_pitch + AlignUp(after, block)) * size};
+  const bool partial = !r.in_place && g.rotary_dim < g.head_dim;
+  r.whole = partial && rotates_whole_rows(g, p);
+  r.passes = partial && !r.whole;
+  const int64_t before = r.passes ? g.rotary_offset : 0;
+  const int64_t after = r.passes ? g.head_dim - g.rotary_dim - before : 0;
+  r.run = (r.whole ? g.head_dim : std::max({before, g.rotary_dim, after})) * size;
+  const int64_t rotated = r.whole ? g.head_dim : 2 * p.half_pitch;
+  r.held = (AlignUp(before, block) + rotated + AlignUp(after, block)) * size;
+  return r;
 }
+
+// ---- How rows move ------------------------------------------------------------------------------
+
+/// Columns of `bytes` at `gm` of a row -> `ub`, rows `pitch` bytes apart there. Up to `filled`
+/// bytes behind them are loaded as zeros.
+RopeColumns columns_of(bool load, int64_t gm, int64_t ub, int64_t bytes, int64_t pitch,
+                       int64_t filled) {
+  const int64_t fill = load ? std::min<int64_t>(filled - bytes, kBlockBytes) : 0;
+  const int64_t gap = pitch - AlignUp(bytes + fill, kBlockBytes);
+  return {static_cast<uint16_t>(gm),    static_cast<uint16_t>(ub),
+          static_cast<uint16_t>(bytes), static_cast<uint16_t>(pitch),
+          static_cast<uint8_t>(fill),   static_cast<uint8_t>(gap / kBlockBytes)};
+}
+
+void add(RopeMove& move, const RopeColumns& columns) { move.columns[move.groups++] = columns; }
+
+/// Two halves of `half` bytes, half_pitch bytes apart in the unified buffer: as one run where that
+/// is as they lie, as rows of their own where rows have no seam in global memory, else as two
+/// groups.
+void add_halves(RopeMove& move, bool load, int64_t gm, int64_t half, int64_t half_pitch,
+                int64_t pitch, bool seamless) {
+  if (half == half_pitch) {
+    add(move, columns_of(load, gm, 0, 2 * half, pitch, 2 * half));
+  } else if (seamless && pitch == 2 * half_pitch) {
+    move.halves = 2;
+    move.inner = half;
+    add(move, columns_of(load, gm, 0, half, half_pitch, half_pitch));
+  } else {
+    add(move, columns_of(load, gm, 0, half, pitch, half_pitch));
+    add(move, columns_of(load, gm + half, half_pitch, half, pitch, half_pitch));
+  }
+}
+
+/// What remains once the columns are known: which rows are one block, and which no gap can reach.
+void finish(RopeMove& move, int64_t inner_count, int64_t outer_count) {
+  const int64_t row = move.halves * move.columns[0].bytes;
+  if (inner_count == 1 && move.halves == 1) move.inner = row;
+  if (outer_count == 1) move.outer = inner_count * move.inner;
+  const RopeColumns& first = move.columns[0];
+  move.packed = move.groups == 1 && first.bytes == first.ub_pitch &&
+                (outer_count == 1 || move.inner != row || move.outer >= inner_count * row);
+  for (int32_t i = 0; i < move.groups; ++i) {
+    const int64_t bytes = move.columns[i].bytes;
+    const auto reaches = [bytes](int64_t stride) {
+      return stride >= bytes && stride - bytes <= UINT32_MAX;
+    };
+    const bool inner = (inner_count == 1 && move.halves == 1) || reaches(move.inner);
+    if (!inner || (outer_count > 1 && !reaches(move.outer))) move.separate = 1;
+  }
+}
+
+RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool load,
+                 bool head_major) {
+  const int64_t size = size_of(g.dtype);
+  const RowStrides& strides = load ? r.in : r.out;
+  const int64_t inner_count = head_major ? g.tokens : r.heads;
+  const int64_t outer_count = head_major ? r.heads : g.tokens;
+  RopeMove move = {};
+  move.batch = strides.batch * size;
+  move.token = strides.token * size;
+  move.head = strides.head * size;
+  move.inner = head_major ? move.token : move.head;
+  move.outer = head_major ? move.head : move.token;
+  move.halves = 1;
+  if (r.whole) {
+    const int64_t bytes = g.head_dim * size;
+    add(move, columns_of(load, 0, 0, bytes, bytes, bytes));
+    finish(move, inner_count, outer_count);
+    return move;
+  }
+  const int64_t bytes = g.rotary_dim * size;
+  const int64_t offset = g.rotary_offset * size;
+  const int64_t half_pitch = p.half_pitch * size;
+  if (load ? p.split_in : p.join_out) {  // pairs
+    add(move, columns_of(load, offset, 0, bytes, 2 * half_pitch, 2 * half_pitch));
+  } else {
+    const bool seamless = !r.passes && (inner_count > 1   ? move.inner == bytes
+                                        : outer_count > 1 ? move.outer == bytes
+                                                          : true);
+    add_halves(move, load, offset, bytes / 2, half_pitch, 2 * half_pitch, seamless);
+  }
+  if (r.passes) {  // each group in its own place of the buffer
+    int64_t place = p.box_rows * 2 * half_pitch;
+    const int64_t after = g.head_dim * size - bytes - offset;
+    if (offset > 0) {
+      const int64_t pitch = AlignUp(offset, kBlockBytes);
+      add(move, columns_of(load, 0, place, offset, pitch, offset));
+      place += p.box_rows * pitch;
+    }
+    if (after > 0) {
+      const int64_t pitch = AlignUp(after, kBlockBytes);
+      add(move, columns_of(load, offset + bytes, place, after, pitch, after));
+    }
+  }
+  finish(move, inner_count, outer_count);
+  return move;
+}
+
+RopeTable table_of(const RopeGeometry& g, const RopeParams& p, const TableStrides& strides) {
+  const int64_t size = size_of(g.table_dtype);
+  const int64_t half = g.rotary_dim / 2 * size;
+  const int64_t half_pitch = p.table_half_pitch * size;
+  RopeTable table = {};
+  table.one_row = strides.token == 0;
+  RopeMove& move = table.in;
+  move.batch = strides.batch * size;
+  move.token = strides.token * size;
+  move.inner = move.token;
+  move.halves = 1;
+  const int64_t rows = table.one_row ? 1 : g.tokens;
+  if (g.half_tables) {
+    add(move, columns_of(true, 0, 0, half, half_pitch, half_pitch));
+  } else if (p.split_tables) {
+    add(move, columns_of(true, 0, 0, 2 * half, 2 * half_pitch, 2 * half_pitch));
+  } else {
+    add_halves(move, true, 0, half, half_pitch, 2 * half_pitch,
+               rows == 1 || move.token == 2 * half);
+  }
+  finish(move, rows, 1);
+  return table;
+}
+
+// ---- Cores --------------------------------------------------------------------------------------
 
 /// The grid of cores that takes least by the rule in rope_plan.h.
 void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
@@ -120,110 +244,206 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
       }
     }
   }
+  p.tokens = static_cast<int32_t>(g.tokens);
+  p.part_tokens = static_cast<int32_t>(tokens / p.token_parts);
+  p.more_tokens = static_cast<int32_t>(tokens % p.token_parts);
+  p.part_heads = static_cast<int32_t>(heads / p.head_parts);
+  p.more_heads = static_cast<int32_t>(heads % p.head_parts);
 }
+
+// ---- The unified buffer -------------------------------------------------------------------------
+
+/// What is tried: bytes of one of the ring's buffers, and most tokens of a tile.
+struct Candidate {
+  int64_t slot, tile;
+};
+
+/// How a candidate cuts the tokens of a core into tiles and tiles into boxes.
+struct Cut {
+  int64_t tile_tokens;
+  int64_t box_tokens[2], box_heads[2];  // of q and k
+  int64_t box_rows;                     // of the largest
+  int64_t shortest;  // bytes of the shortest transfer that is cut from a longer one
+};
 
 /// Rows of a box with lines (all heads of a token, or all tokens of a head) of `line` rows: as many
 /// whole lines as make a long enough transfer, or an even part of a line that makes several, as far
 /// as a buffer of `most` rows holds them.
-int64_t box_of(int64_t line, RowBytes row, int64_t most) {
-  const int64_t long_enough = CeilDiv(kTransfer, row.run);
+int64_t box_of(int64_t line, const Rows& rows, int64_t most) {
+  const int64_t long_enough = CeilDiv(kTransfer, rows.run);
   const int64_t parts = std::max<int64_t>(line / long_enough, 1);
   if (parts > 1 || line > most) return EvenPiece(line, std::min(most, CeilDiv(line, parts)));
   return line * std::min(CeilDiv(long_enough, line), most / line);
 }
 
-/// Cuts the tokens of a core into tiles, tiles into boxes and boxes into steps so that all buffers
-/// fit, and lays the buffers out.
-int64_t fill_buffer(const RopeGeometry& g, const Chip& chip, RopeParams& p) {
+/// Heads of q and k of the core that has most.
+int64_t core_heads(const RopeParams& p, const Rows& rows) {
+  return std::min<int64_t>(rows.heads, p.part_heads + (p.more_heads > 0));
+}
+
+int64_t core_tokens(const RopeGeometry& g, const RopeParams& p) {
+  return std::min<int64_t>(p.part_tokens + (p.more_tokens > 0), g.tokens);
+}
+
+Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64_t most,
+        int64_t tile) {
+  Cut c = {};
+  int64_t tokens = std::min({core_tokens(g, p), tile, most, int64_t{kMaxRepeats}});
+  // Of whole boxes where there are several: boxes of q, and of k with its fewer heads.
+  int64_t whole = 1;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t heads = core_heads(p, rows[i]);
+    if (heads == 0) continue;
+    const int64_t lines =
+        p.tensors[i].head_major ? kEvenTokens : box_of(heads, rows[i], most) / heads;
+    if (lines <= tokens) whole = std::max(whole, lines);
+  }
+  tokens -= tokens % whole;
+  c.tile_tokens = tokens;
+  c.box_rows = 1;
+  c.shortest = INT64_MAX;
+  for (int i = 0; i < 2; ++i) {
+    const int64_t heads = core_heads(p, rows[i]);
+    if (heads == 0) continue;
+    const bool head_major = p.tensors[i].head_major;
+    const int64_t line = head_major ? tokens : heads;
+    const int64_t box = std::min(box_of(line, rows[i], most), heads * tokens);
+    if (head_major) {  // a column of tokens is never cut
+      c.box_tokens[i] = tokens;
+      c.box_heads[i] = std::max<int64_t>(box / tokens, 1);
+    } else {
+      c.box_tokens[i] = std::max<int64_t>(box / heads, 1);
+      c.box_heads[i] = std::min(box, heads);
+    }
+    const int64_t cut_rows = c.box_tokens[i] * c.box_heads[i];
+    c.box_rows = std::max(c.box_rows, cut_rows);
+    if (cut_rows < heads * tokens) c.shortest = std::min(c.shortest, cut_rows * rows[i].run);
+  }
+  return c;
+}
+
+/// What a cut lays out in the unified buffer, with as many rows a step as are left room for: 0
+/// where it does not fit.
+struct Room {
+  RopeLayout ub;
+  int64_t step_rows;
+};
+
+Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const Cut& c,
+             int64_t held) {
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_pitch * 4;
   const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
-  const bool transposes_rows = p.transposes_in || p.join_out;
-  const int64_t spare = transposes_rows || p.split_tables ? kUnitBytes : 0;
-  const int64_t work_spare = transposes_rows && !fp32 ? kUnitBytes : 0;
-  const RowBytes rows[2] = {row_bytes(g, p.tensors[0]), row_bytes(g, p.tensors[1])};
-  const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
-  const int64_t core_tokens = std::min(CeilDiv(g.batch * g.tokens, p.token_parts), g.tokens);
+  const int64_t spare = transposes(g, p) || p.split_tables ? kUnitBytes : 0;
+  const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
+  const int64_t table = c.tile_tokens * float_row;
+  const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
+  const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
+  const int64_t near_fixed =
+      work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? kRing * slot : 0);
+  const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot);
+  const int64_t near_row = fp32 ? 0 : float_row;
+  const int64_t far_row = 2 * float_row;
 
-  // Load and store buffers first, then the tables, then as many rows a step as are left for: the
-  // more rows a step has, the less it waits for its own results. Of buffers that leave as many the
-  // longest, or the shortest where a core has so few transfers that it waits for the first.
-  const int64_t core_rows = core_tokens * CeilDiv(g.q_heads + g.k_heads, p.head_parts);
+  // With the products beyond the first third if that leaves steps of a useful length.
+  const int64_t limit = std::min<int64_t>(c.box_rows, kMaxRepeats);
+  int64_t step = (chip.ub_usable - near_fixed - far_fixed) / (near_row + far_row);
+  int64_t apart = std::min(step, (chip.ub_usable - kThird - far_fixed) / far_row);
+  const int64_t near_room = kThird - (near_fixed - 2 * raw);  // tables as loaded may straddle
+  if (near_row > 0) apart = std::min(apart, near_room / near_row);
+  if (near_room < 0) apart = 0;
+  const bool gap = apart >= std::min(limit, kUsefulSteps);
+  step = std::min(gap ? apart : step, limit);
+  Room room = {};
+  if (step < c.tile_tokens) return room;
+  room.step_rows = step;
+
+  // y1 reads P1 with Q2, y2 reads P2 with Q1, half a row apart: where that is a multiple of 512
+  // bytes the two would meet in the same groups. (Halves of 9 to 15 blocks, of 17 to 23 and so on,
+  // as of D = 192, meet in part whatever the shift.)
+  const int64_t sin_shift = p.half_pitch * 4 % kBankRow == 0 ? kBankRow / 2 : 0;
+  RopeLayout& ub = room.ub;
+  ub.work_bytes = static_cast<int32_t>(step * near_row + work_spare);
+  ub.table_bytes = static_cast<int32_t>(table);
+  ub.raw_bytes = static_cast<int32_t>(raw);
+  ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
+  ub.slot_bytes = static_cast<int32_t>(slot);
+  int64_t at = 0;
+  const auto place = [&at](int64_t bytes) {
+    const int64_t begin = at;
+    at += bytes;
+    return static_cast<int32_t>(begin);
+  };
+  if (fp32) ub.ring = place(kRing * slot);
+  ub.work = place(ub.work_bytes);
+  ub.upper = place(kBankRow / 2);
+  ub.tables = place(2 * table);
+  place(kBankRow / 2);
+  ub.raw = place(2 * raw);
+  if (gap) at = std::max(at, kThird);
+  ub.cos_product = place(ub.product_bytes);
+  place(sin_shift);
+  ub.sin_product = place(ub.product_bytes);
+  if (!fp32) ub.ring = place(kRing * slot);
+  ub.bytes = static_cast<int32_t>(at);
+  return room;
+}
+
+/// The buffers of a core: load and store buffers first, then the tables, then as many rows a step
+/// as are left for. The more rows a step has, the less it waits for its own results. Of buffers
+/// that leave as many the longest, or the shortest where a core has so few transfers that it waits
+/// for the first.
+void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[2], RopeParams& p) {
+  const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
+  const int64_t token_bytes =
+      2 *
+      (p.float_pitch * 4 + (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype));
+  const int64_t core_rows = core_tokens(g, p) * (p.part_heads + (p.more_heads > 0));
   const bool few = core_rows * held < kFewTransfers * kTransfer;
   const int64_t least = few ? kTransfer / 4 : kTransfer;
-  int64_t best = 0, bytes = 0;
+
+  Cut chosen = {};
+  Room room = {};
+  int64_t best = 0;  // rows of a step when boxes are cut evenly
   for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
     const int64_t most = std::min<int64_t>(slot / held, kMaxTransferBlocks / 2);
-    int64_t tile = std::max<int64_t>(1, kMaxTables / (2 * (float_row + raw_row)));
+    int64_t tile = std::max<int64_t>(1, kMaxTables / token_bytes);
     for (; tile >= 1; tile = tile == 1 ? 0 : std::max<int64_t>(1, tile / 2)) {
-      int64_t tokens = std::min({core_tokens, tile, most, int64_t{kMaxRepeats}});
-      // Of whole boxes where there are several: boxes of q, and of k with its fewer heads.
-      int64_t whole = 1;
-      for (int i = 0; i < 2; ++i) {
-        const int64_t heads = CeilDiv(p.tensors[i].heads, p.head_parts);
-        if (heads == 0) continue;
-        const int64_t lines =
-            p.tensors[i].head_major ? kEvenTokens : box_of(heads, rows[i], most) / heads;
-        if (lines <= tokens) whole = std::max(whole, lines);
+      const Cut c = cut(g, p, rows, most, tile);
+      const Room r = lay_out(g, chip, p, c, held);
+      const int64_t useful = std::min({c.box_rows, int64_t{kMaxRepeats}, kUsefulSteps});
+      if (r.step_rows == 0 || (r.step_rows < useful && tile > 1)) continue;  // fewer tokens may fit
+      const int64_t even = EvenPiece(c.box_rows, r.step_rows);
+      const bool worse = c.shortest < least || even < best || (even == best && !few);
+      if (best == 0 || !worse) {
+        best = even;
+        chosen = c;
+        room = r;
       }
-      tokens -= tokens % whole;
-      int64_t box = 1, shortest = INT64_MAX;  // rows of the largest, bytes of what is cut
-      for (int i = 0; i < 2; ++i) {
-        const int64_t heads = CeilDiv(p.tensors[i].heads, p.head_parts);
-        if (heads == 0) continue;
-        const bool head_major = p.tensors[i].head_major;
-        const int64_t line = head_major ? tokens : heads;
-        const int64_t across = head_major ? heads : tokens;
-        int64_t fits = std::min(box_of(line, rows[i], most), line * across);
-        if (head_major) fits = std::max(fits, tokens);  // the walk never cuts a column of tokens
-        box = std::max(box, fits);
-        if (fits < line * across) shortest = std::min(shortest, fits * rows[i].run);
-      }
-      const int64_t table = tokens * float_row;
-      const int64_t raw = AlignUp(tokens * raw_row, 256);
-      const int64_t slot_bytes = AlignUp(box * held, kBankRow);
-      const int64_t near_fixed =
-          work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? kRing * slot_bytes : 0);
-      const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot_bytes);
-      const int64_t near_row = fp32 ? 0 : float_row;
-      const int64_t far_row = 2 * float_row;
-
-      // With the products beyond the first third if that leaves steps of a useful length.
-      int64_t step = (chip.ub_usable - near_fixed - far_fixed) / (near_row + far_row);
-      int64_t apart = std::min(step, (chip.ub_usable - kThird - far_fixed) / far_row);
-      const int64_t near_room = kThird - (near_fixed - 2 * raw);  // tables as loaded may straddle
-      if (near_row > 0) apart = std::min(apart, near_room / near_row);
-      if (near_room < 0) apart = 0;
-      const int64_t limit = std::min<int64_t>(box, kMaxRepeats);
-      const bool gap = apart >= std::min(limit, kUsefulSteps);
-      step = std::min(gap ? apart : step, limit);
-      if (step < tokens || (step < std::min(limit, kUsefulSteps) && tile > 1)) continue;
-      const int64_t even = EvenPiece(box, step);
-      if (best > 0 && (shortest < least || even < best || (even == best && !few))) break;
-      best = even;
-
-      p.tile_tokens = static_cast<int32_t>(tokens);
-      p.box_rows = static_cast<int32_t>(box);
-      p.step_rows = static_cast<int32_t>(step);
-      p.slot_bytes = static_cast<int32_t>(slot_bytes);
-      p.table_bytes = static_cast<int32_t>(table);
-      p.raw_bytes = static_cast<int32_t>(raw);
-      p.work_bytes = static_cast<int32_t>(step * near_row + work_spare);
-      const int64_t near = near_fixed + step * near_row;
-      p.gap_bytes = static_cast<int32_t>(gap ? std::max<int64_t>(kThird - near, 0) : 0);
-      p.product_bytes = static_cast<int32_t>(step * float_row + spare);
-      // y1 reads P1 with Q2, y2 reads P2 with Q1, half a row apart: where that is a multiple of
-      // 512 bytes the two would meet in the same groups. (Halves of 9 to 15 blocks, of 17 to 23
-      // and so on, as of D = 192, meet in part whatever the shift.)
-      p.sin_shift = p.half_pitch * 4 % kBankRow == 0 ? 256 : 0;
-      const int64_t ring = fp32 ? 0 : kRing * slot_bytes;
-      bytes = near + p.gap_bytes + 2 * p.product_bytes + p.sin_shift + ring;
       break;
     }
   }
-  if (best > 0) return bytes;
-  refuse("head_dim " + std::to_string(g.head_dim) + " does not fit the " +
-         std::to_string(chip.ub_usable) + " bytes of unified buffer of " + chip.name);
+  if (best == 0) {
+    refuse("head_dim " + std::to_string(g.head_dim) + " does not fit the " +
+           std::to_string(chip.ub_usable) + " bytes of unified buffer of " + chip.name);
+  }
+
+  p.ub = room.ub;
+  p.tile_tokens = static_cast<int32_t>(chosen.tile_tokens);
+  p.box_rows = static_cast<int32_t>(chosen.box_rows);
+  p.step_rows = static_cast<int32_t>(room.step_rows);
+  for (int i = 0; i < 2; ++i) {
+    RopeTensor& t = p.tensors[i];
+    if (chosen.box_tokens[i] == 0) continue;
+    const int64_t inner = t.head_major ? chosen.box_tokens[i] : chosen.box_heads[i];
+    const int64_t outer = t.head_major ? chosen.box_heads[i] : chosen.box_tokens[i];
+    const int64_t part = EvenPiece(inner, room.step_rows);
+    t.box_tokens = static_cast<int32_t>(chosen.box_tokens[i]);
+    t.box_heads = static_cast<int32_t>(chosen.box_heads[i]);
+    t.step_inner = static_cast<int32_t>(part);
+    t.step_outer =
+        static_cast<int32_t>(part < inner ? 1 : EvenPiece(outer, room.step_rows / inner));
+  }
 }
 
 }  // namespace
@@ -234,38 +454,50 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   if (g.batch * g.tokens * (g.q_heads + g.k_heads) == 0) return plan;
 
   RopeParams& p = plan.params;
-  p.tables[0] = {g.cos.batch, g.cos.token};
-  p.tables[1] = {g.sin.batch, g.sin.token};
-  p.batch = g.batch;
-  p.tokens = g.tokens;
-  p.head_dim = static_cast<int32_t>(g.head_dim);
   p.rotary_dim = static_cast<int32_t>(g.rotary_dim);
-  p.rotary_offset = static_cast<int32_t>(g.rotary_offset);
   p.table_dtype = static_cast<int32_t>(g.table_dtype);
   p.round_tables = g.cast_tables && g.dtype != DType::kFloat32 && g.table_dtype != g.dtype;
   p.half_tables = g.half_tables;
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
   p.split_in = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && !g.transpose);
   p.join_out = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && g.transpose);
-  p.transposes_in = p.split_in && g.dtype != DType::kBFloat16;
   p.transpose = g.transpose;
 
   // Halves begin at whole 32-byte blocks, of fp32 always, of a 16-bit type too where they are
   // loaded or transposed one by one: where a dense row does not have its second half there.
   const int64_t half = g.rotary_dim / 2;
-  const bool dense = half % 8 == 0 && !p.transposes_in && !p.join_out;
-  p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, kBlockBytes / size_of(g.dtype)));
+  const int64_t block = kBlockBytes / size_of(g.dtype);
+  const bool dense = half % 8 == 0 && !transposes(g, p);
+  p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, block));
   const bool by_halves = p.half_pitch != half && 2 * CeilDiv(half, kRepeatFloats) <=
                                                      CeilDiv(2 * p.half_pitch, kRepeatFloats);
   p.row_parts = by_halves ? 2 : 1;
   p.table_half_pitch = static_cast<int32_t>(AlignUp(half, kBlockBytes / size_of(g.table_dtype)));
   p.float_pitch = static_cast<int32_t>(AlignUp(2 * p.half_pitch, kBankRow / 4));
-  p.tensors[0] = tensor_of(g, p, g.q, g.q_out, g.q_heads, g.q_in_place);
-  p.tensors[1] = tensor_of(g, p, g.k, g.k_out, g.k_heads, g.k_in_place);
+
+  const Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
+  for (int i = 0; i < 2; ++i) {
+    RopeTensor& t = p.tensors[i];
+    const Rows& r = rows[i];
+    t.heads = static_cast<int32_t>(r.heads);
+    // The axis whose rows lie closer comes innermost.
+    t.head_major = r.heads > 1 && g.tokens > 1 && r.in.token < r.in.head;
+    t.row_pitch =
+        static_cast<int32_t>((r.whole ? g.head_dim : 2 * p.half_pitch) * size_of(g.dtype));
+    t.row_offset = static_cast<int32_t>(r.whole ? g.rotary_offset * size_of(g.dtype) : 0);
+    if (r.whole && transposes(g, p)) p.pair_rows = static_cast<int32_t>(half / block);
+  }
 
   choose_grid(g, chip.cores, p);
+  choose_buffers(g, chip, rows, p);
+  for (int i = 0; i < 2; ++i) {
+    p.tensors[i].in = move_of(g, p, rows[i], true, p.tensors[i].head_major);
+    p.tensors[i].out = move_of(g, p, rows[i], false, p.tensors[i].head_major);
+  }
+  p.tables[0] = table_of(g, p, g.cos);
+  p.tables[1] = table_of(g, p, g.sin);
   plan.cores = p.token_parts * p.head_parts;
-  plan.ub_bytes = fill_buffer(g, chip, p);
+  plan.ub_bytes = p.ub.bytes;
   return plan;
 }
 

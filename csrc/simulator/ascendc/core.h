@@ -101,6 +101,7 @@ struct Transfer {
   int64_t gm_pitch;  // bytes from one block to the next
   uint32_t ub_pitch;
   uint32_t left_bytes = 0, right_bytes = 0;  // padding inside UB
+  bool cached = true;                        // through L2 (SetL2CacheHint)
   bool fill = false;                         // with fill_value; else those bytes are nobody's
   uint32_t fill_bytes = 0;
   uint64_t fill_value = 0;

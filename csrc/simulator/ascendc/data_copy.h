@@ -108,10 +108,12 @@ void expect_copy_position(const char* api, Where where, const AscendC::LocalTens
 
 /// DataCopy: everything in whole 32-byte blocks.
 template <typename T>
-void copy_blocks(bool load, const AscendC::LocalTensor<T>& ub, const T* gm, int64_t count,
-                 int64_t length, int64_t src_gap, int64_t dst_gap, Where where) {
+void copy_blocks(bool load, const AscendC::LocalTensor<T>& ub,
+                 const AscendC::GlobalTensor<T>& gm_tensor, int64_t count, int64_t length,
+                 int64_t src_gap, int64_t dst_gap, Where where) {
   static_assert(kIsCopyable<T>, "DataCopy does not take this dtype on arch 2201");
   constexpr const char* kApi = "DataCopy";
+  const T* const gm = gm_tensor.GetPhyAddr();
   Core& core = Core::current();
   core.expect_range(kApi, where, "blockCount", count, 0, kMaxCopyBlocks);
   core.expect_range(kApi, where, "blockLen", length, 0, kMaxUint16);
@@ -131,14 +133,15 @@ void copy_blocks(bool load, const AscendC::LocalTensor<T>& ub, const T* gm, int6
   transfer.ub = ub.as_operand(load ? "dst" : "src");
   transfer.blocks = static_cast<uint32_t>(count);
   transfer.block_bytes = static_cast<uint32_t>(length * kBlockBytes);
+  transfer.cached = gm_tensor.cached();
   transfer.gm_pitch = (length + (load ? src_gap : dst_gap)) * kBlockBytes;
   transfer.ub_pitch = static_cast<uint32_t>((length + (load ? dst_gap : src_gap)) * kBlockBytes);
   load ? core.load(transfer) : core.store(transfer);
 }
 
 template <typename T>
-void copy_elements(bool load, const AscendC::LocalTensor<T>& ub, const T* gm, int64_t count,
-                   Where where) {
+void copy_elements(bool load, const AscendC::LocalTensor<T>& ub, const AscendC::GlobalTensor<T>& gm,
+                   int64_t count, Where where) {
   const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
   if (count < 1 || bytes % kBlockBytes != 0) {
     Core::current().fail("DataCopy", where,
@@ -152,8 +155,9 @@ void copy_elements(bool load, const AscendC::LocalTensor<T>& ub, const T* gm, in
 
 /// DataCopyPad: bytes on the GM side, each block padded to 32 bytes on the UB side.
 template <typename T>
-Transfer pad_transfer(bool load, const AscendC::LocalTensor<T>& ub, const T* gm, int64_t count,
-                      int64_t length, int64_t src_stride, int64_t dst_stride, int64_t max_length,
+Transfer pad_transfer(bool load, const AscendC::LocalTensor<T>& ub,
+                      const AscendC::GlobalTensor<T>& gm, int64_t count, int64_t length,
+                      int64_t src_stride, int64_t dst_stride, int64_t max_length,
                       int64_t max_stride, int64_t left, int64_t right, Where where) {
   static_assert(kIsCopyable<T>, "DataCopyPad does not take this dtype on arch 2201");
   constexpr const char* kApi = "DataCopyPad";
@@ -173,7 +177,8 @@ Transfer pad_transfer(bool load, const AscendC::LocalTensor<T>& ub, const T* gm,
   Transfer transfer{};
   transfer.api = kApi;
   transfer.where = where;
-  transfer.gm = reinterpret_cast<const uint8_t*>(gm);
+  transfer.gm = reinterpret_cast<const uint8_t*>(gm.GetPhyAddr());
+  transfer.cached = gm.cached();
   transfer.ub = ub.as_operand(load ? "dst" : "src");
   transfer.blocks = static_cast<uint32_t>(count);
   transfer.block_bytes = static_cast<uint32_t>(length);
@@ -196,29 +201,27 @@ namespace AscendC {
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Wide<uint32_t> count,
               Where where = Where::here()) {
-  npu_rope::simulator::copy_elements(true, dst, src.GetPhyAddr(), count, where);
+  npu_rope::simulator::copy_elements(true, dst, src, count, where);
 }
 
 template <typename T>
 void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const Wide<uint32_t> count,
               Where where = Where::here()) {
-  npu_rope::simulator::copy_elements(false, src, dst.GetPhyAddr(), count, where);
+  npu_rope::simulator::copy_elements(false, src, dst, count, where);
 }
 
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
               const DataCopyParams& repeatParams, Where where = Where::here()) {
-  npu_rope::simulator::copy_blocks(true, dst, src.GetPhyAddr(), repeatParams.blockCount,
-                                   repeatParams.blockLen, repeatParams.srcGap, repeatParams.dstGap,
-                                   where);
+  npu_rope::simulator::copy_blocks(true, dst, src, repeatParams.blockCount, repeatParams.blockLen,
+                                   repeatParams.srcGap, repeatParams.dstGap, where);
 }
 
 template <typename T>
 void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
               const DataCopyParams& repeatParams, Where where = Where::here()) {
-  npu_rope::simulator::copy_blocks(false, src, dst.GetPhyAddr(), repeatParams.blockCount,
-                                   repeatParams.blockLen, repeatParams.srcGap, repeatParams.dstGap,
-                                   where);
+  npu_rope::simulator::copy_blocks(false, src, dst, repeatParams.blockCount, repeatParams.blockLen,
+                                   repeatParams.srcGap, repeatParams.dstGap, where);
 }
 
 template <typename T>
@@ -227,10 +230,9 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
                  Where where = Where::here()) {
   namespace sim = npu_rope::simulator;
   const DataCopyExtParams& p = dataCopyParams;
-  sim::Transfer transfer =
-      sim::pad_transfer(true, dst, src.GetPhyAddr(), p.blockCount, p.blockLen, p.srcStride,
-                        p.dstStride, sim::kMaxPadBlockBytes, sim::kMaxUint32, padParams.leftPadding,
-                        padParams.rightPadding, where);
+  sim::Transfer transfer = sim::pad_transfer(true, dst, src, p.blockCount, p.blockLen, p.srcStride,
+                                             p.dstStride, sim::kMaxPadBlockBytes, sim::kMaxUint32,
+                                             padParams.leftPadding, padParams.rightPadding, where);
   transfer.fill = padParams.isPad && (padParams.leftPadding > 0 || padParams.rightPadding > 0);
   transfer.fill_bytes = sizeof(T);
   std::memcpy(&transfer.fill_value, &padParams.paddingValue, sizeof(T));
@@ -247,9 +249,9 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
                  Where where = Where::here()) {
   namespace sim = npu_rope::simulator;
   const DataCopyParams& p = dataCopyParams;
-  sim::Transfer transfer = sim::pad_transfer(
-      true, dst, src.GetPhyAddr(), p.blockCount, p.blockLen, p.srcStride, p.dstStride,
-      sim::kMaxUint16, sim::kMaxUint16, padParams.leftPadding, padParams.rightPadding, where);
+  sim::Transfer transfer = sim::pad_transfer(true, dst, src, p.blockCount, p.blockLen, p.srcStride,
+                                             p.dstStride, sim::kMaxUint16, sim::kMaxUint16,
+                                             padParams.leftPadding, padParams.rightPadding, where);
   transfer.fill = padParams.isPad && (padParams.leftPadding > 0 || padParams.rightPadding > 0);
   transfer.fill_bytes = sizeof(T);
   transfer.fill_value = padParams.paddingValue;
@@ -262,8 +264,8 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
   namespace sim = npu_rope::simulator;
   const DataCopyExtParams& p = dataCopyParams;
   const sim::Transfer transfer =
-      sim::pad_transfer(false, src, dst.GetPhyAddr(), p.blockCount, p.blockLen, p.srcStride,
-                        p.dstStride, sim::kMaxPadBlockBytes, sim::kMaxUint32, 0, 0, where);
+      sim::pad_transfer(false, src, dst, p.blockCount, p.blockLen, p.srcStride, p.dstStride,
+                        sim::kMaxPadBlockBytes, sim::kMaxUint32, 0, 0, where);
   if (transfer.blocks > 0 && transfer.block_bytes > 0) sim::Core::current().store(transfer);
 }
 
@@ -273,8 +275,8 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
   namespace sim = npu_rope::simulator;
   const DataCopyParams& p = dataCopyParams;
   const sim::Transfer transfer =
-      sim::pad_transfer(false, src, dst.GetPhyAddr(), p.blockCount, p.blockLen, p.srcStride,
-                        p.dstStride, sim::kMaxUint16, sim::kMaxUint16, 0, 0, where);
+      sim::pad_transfer(false, src, dst, p.blockCount, p.blockLen, p.srcStride, p.dstStride,
+                        sim::kMaxUint16, sim::kMaxUint16, 0, 0, where);
   if (transfer.blocks > 0 && transfer.block_bytes > 0) sim::Core::current().store(transfer);
 }
 

@@ -240,6 +240,7 @@ void Core::record_transfer(Pipe pipe, uint32_t number, const Transfer& transfer,
   event.gm_pitch = transfer.gm_pitch;
   event.gm_region = static_cast<int32_t>(&region - launch_.regions.data());
   event.gm_offset = transfer.gm - static_cast<const uint8_t*>(region.data);
+  event.cached = transfer.cached;
 }
 
 void Core::load(const Transfer& transfer) {

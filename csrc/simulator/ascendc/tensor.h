@@ -32,6 +32,20 @@ class Wide {
   int64_t value_;
 };
 
+/// The offset given to operator[], and where: a default argument is all that can tell.
+class Offset {
+ public:
+  template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>>
+  Offset(I value, Where where = Where::here())
+      : value_(static_cast<uint32_t>(value)), where_(where) {}
+  operator uint32_t() const { return value_; }
+  Where where() const { return where_; }
+
+ private:
+  uint32_t value_;
+  Where where_;
+};
+
 enum class TPosition : uint8_t {
   GM,
   A1,
@@ -77,11 +91,17 @@ class LocalTensor {
         end_(buffer->address + buffer->bytes),
         buffer_(buffer) {}
 
-  LocalTensor operator[](const uint32_t offset) const {
-    LocalTensor result = *this;
+  LocalTensor operator[](const Offset offset) const {
     const uint64_t bytes = uint64_t{offset} * sizeof(T);
+    if (bytes >= bytes_) {
+      npu_rope::simulator::Core::current().fail(
+          "operator[]", offset.where(),
+          "the offset is " + std::to_string(uint32_t{offset}) + ", expected less than the " +
+              std::to_string(GetSize()) + " elements of the tensor");
+    }
+    LocalTensor result = *this;
     result.address_ += static_cast<uint32_t>(bytes);
-    result.bytes_ = bytes < bytes_ ? bytes_ - static_cast<uint32_t>(bytes) : 0;
+    result.bytes_ -= static_cast<uint32_t>(bytes);
     return result;
   }
 
@@ -113,7 +133,19 @@ class LocalTensor {
   }
 
   uint32_t GetSize() const { return bytes_ / sizeof(T); }
-  void SetSize(const uint32_t size) { bytes_ = size * sizeof(T); }
+  /// Cuts the tensor to its first elements: what uses it may not touch more.
+  void SetSize(const uint32_t size, Where where = Where::here()) {
+    const uint64_t bytes = uint64_t{size} * sizeof(T);
+    if (address_ + bytes > end_) {
+      npu_rope::simulator::Core::current().fail(
+          "SetSize", where,
+          "the size is " + std::to_string(size) + " elements, expected at most the " +
+              std::to_string((end_ - address_) / sizeof(T)) + " that are left of the memory");
+    }
+    bytes_ = static_cast<uint32_t>(bytes);
+    begin_ = address_;
+    end_ = address_ + bytes_;
+  }
   int32_t GetPosition() const { return static_cast<int32_t>(position_); }
   uint64_t GetPhyAddr() const { return address_; }
   uint64_t GetPhyAddr(const uint32_t offset) const { return address_ + offset * sizeof(T); }
@@ -134,6 +166,14 @@ class LocalTensor {
   npu_rope::simulator::Buffer* buffer_ = nullptr;
 };
 
+enum class CacheMode {
+  CACHE_MODE_DISABLE = 0,
+  CACHE_MODE_NORMAL = 1,
+  CACHE_MODE_LAST = 2,
+  CACHE_MODE_PERSISTENT = 4
+};
+enum class CacheRwMode { READ = 1, WRITE = 2, RW = 3 };
+
 template <typename T>
 class GlobalTensor {
  public:
@@ -147,6 +187,20 @@ class GlobalTensor {
   const __gm__ T* GetPhyAddr() const { return address_; }
   __gm__ T* GetPhyAddr(const uint64_t offset) const { return address_ + offset; }
   uint64_t GetSize() const { return size_; }
+
+  /// Whether transfers go through L2. It changes their time alone, and is recorded.
+  template <CacheRwMode rwMode = CacheRwMode::RW>
+  void SetL2CacheHint(CacheMode mode, Where where = Where::here()) {
+    static_assert(rwMode == CacheRwMode::RW, "the other modes are reserved");
+    if (mode != CacheMode::CACHE_MODE_DISABLE && mode != CacheMode::CACHE_MODE_NORMAL) {
+      npu_rope::simulator::Core::current().fail(
+          "SetL2CacheHint", where,
+          "the mode is " + std::to_string(static_cast<int>(mode)) +
+              ", expected CACHE_MODE_DISABLE or CACHE_MODE_NORMAL: the others are not there yet");
+    }
+    cached_ = mode == CacheMode::CACHE_MODE_NORMAL;
+  }
+  bool cached() const { return cached_; }  // for the simulator only
 
   GlobalTensor operator[](const uint64_t offset) const {
     GlobalTensor result = *this;
@@ -164,6 +218,7 @@ class GlobalTensor {
  private:
   __gm__ T* address_ = nullptr;
   uint64_t size_ = 0;  // elements
+  bool cached_ = true;
 };
 
 }  // namespace AscendC

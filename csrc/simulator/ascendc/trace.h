@@ -61,6 +61,7 @@ struct Event {
   int64_t gm_pitch;                             // and in GM
   int32_t gm_region;                            // index into the launch's regions
   int64_t gm_offset;                            // bytes into it
+  bool cached;                                  // transfers: through L2
   uint32_t first_dependency, dependency_count;  // into CoreTrace::dependencies
 };
 
