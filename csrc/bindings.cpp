@@ -1,5 +1,6 @@
 // Module _C. Loading it registers the operators. What it binds is for tests and benchmarks: the
 // plan, and the simulated launch of the Ascend C kernel.
+#include <ATen/core/grad_mode.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/api/include/torch/version.h>
 #include <torch/csrc/utils/pybind.h>
@@ -7,6 +8,7 @@
 #include "npu/chip.h"
 #include "rope/rope_args.h"
 #include "rope/rope_entries.h"
+#include "rope/rope_forms.h"
 #include "rope/rope_plan.h"
 #include "simulator/ascendc/simulator.h"
 
@@ -31,22 +33,55 @@ using simulator::Trace;
 using simulator::UbOperand;
 using simulator::VectorCount;
 
+RopeOptions options_of(const std::optional<std::string>& layout, std::optional<int64_t> rotary_dim,
+                       int64_t rotary_offset, bool interleaved, bool deinterleave, bool cast_tables,
+                       bool round_each) {
+  RopeOptions options{{},           rotary_dim,  rotary_offset, interleaved,
+                      deinterleave, cast_tables, round_each};
+  if (layout) options.layout = c10::string_view(*layout);
+  return options;
+}
+
+/// Of tensors that come past the dispatcher: what it would have seen to.
+void check_plain(const at::Tensor& tensor, const char* name) {
+  if (!tensor.defined()) return;
+  TORCH_CHECK_VALUE(tensor.is_cpu(), name, " is on ", tensor.device(), ", expected cpu");
+  TORCH_CHECK_VALUE(!tensor.is_neg() && !tensor.is_conj() && !tensor._is_zerotensor(), name,
+                    " is a view whose elements are not what its memory holds, expected ", name,
+                    ".clone()");
+}
+
+/// The checks of every form, on the tensors as they lie.
+RopeArgs check_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                   const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
+                   const RopeOptions& options) {
+  const at::Tensor* const tensors[] = {&q, &k, &cos, &sin, &q_out, &k_out};
+  const char* const names[] = {"q", "k", "cos", "sin", "q_out", "k_out"};
+  for (int i = 0; i < 6; ++i) check_plain(*tensors[i], names[i]);
+  const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, {"q", "k"});
+  check_outputs<int64_t>(q, k, q_out, k_out);
+  check_overlap(q, k, cos, sin, q_out, k_out);
+  return args;
+}
+
 RopeGeometry geometry_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
                          const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
                          const std::optional<std::string>& layout,
                          std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved,
                          bool deinterleave, bool cast_tables, bool round_each, bool transpose) {
-  RopeOptions options{{},           rotary_dim,  rotary_offset, interleaved,
-                      deinterleave, cast_tables, round_each};
-  if (layout) options.layout = c10::string_view(*layout);
-  const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, {"q", "k"});
-  check_outputs<int64_t>(q, k, q_out, k_out);
-  check_overlap(q, k, cos, sin, q_out, k_out);
+  const RopeOptions options = options_of(layout, rotary_dim, rotary_offset, interleaved,
+                                         deinterleave, cast_tables, round_each);
+  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, options);
+  for (const at::Tensor& tensor : {q, k, cos, sin, q_out, k_out}) {
+    TORCH_CHECK_VALUE(has_dense_rows(tensor), "a tensor's last axis has stride ",
+                      tensor.strides().back(), ", expected 1: a geometry has dense rows");
+  }
   return make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
 }
 
 /// The bytes from a tensor's first element to its last: what a kernel may touch of its storage.
 GmRegion extent_of(const at::Tensor& tensor, bool read_only) {
+  if (!tensor.defined()) return {nullptr, 0, read_only};
   int64_t elements = tensor.numel() > 0 ? 1 : 0;
   for (int64_t axis = 0; elements > 0 && axis < tensor.dim(); ++axis) {
     elements += (tensor.size(axis) - 1) * tensor.stride(axis);
@@ -64,14 +99,21 @@ Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor&
   Trace nothing;
   nothing.chip = soc;
   if (plan.cores == 0) return nothing;
-  const DType dtype = q.scalar_type() == at::kHalf       ? DType::kFloat16
-                      : q.scalar_type() == at::kBFloat16 ? DType::kBFloat16
-                                                         : DType::kFloat32;
+  const at::ScalarType type = q.defined() ? q.scalar_type() : k.scalar_type();
+  const DType dtype = type == at::kHalf       ? DType::kFloat16
+                      : type == at::kBFloat16 ? DType::kBFloat16
+                                              : DType::kFloat32;
   RopeKernelFunction* const entry = find_entry(kKernels, dtype, plan.params);
   TORCH_INTERNAL_ASSERT(entry);
-  const auto address = [](const at::Tensor& tensor) {
+  const auto address = [](const at::Tensor& tensor) -> uint8_t* {
+    if (!tensor.defined()) return nullptr;
     return static_cast<uint8_t*>(const_cast<void*>(tensor.const_data_ptr()));
   };
+  const auto written = [](const at::Tensor& tensor) -> uint8_t* {
+    return tensor.defined() ? static_cast<uint8_t*>(tensor.mutable_data_ptr()) : nullptr;
+  };
+  uint8_t* const q_written = written(q_out);
+  uint8_t* const k_written = written(k_out);
   // Outputs first: where one is its own input, the region that may be written is found first.
   const std::vector<GmRegion> regions = {extent_of(q_out, false), extent_of(k_out, false),
                                          extent_of(q, true),      extent_of(k, true),
@@ -79,10 +121,46 @@ Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor&
   const py::gil_scoped_release release;
   return simulator::simulate(find_chip(soc), plan.cores, regions,
                              [&] {
-                               entry(address(q), address(k), address(cos), address(sin),
-                                     address(q_out), address(k_out), plan.params);
+                               entry(address(q), address(k), address(cos), address(sin), q_written,
+                                     k_written, plan.params);
                              },
                              {threads, events});
+}
+
+/// The operator on simulated cores: its checks, its copies where rows are not dense, one launch.
+std::tuple<RopeGeometry, RopePlan, Trace> simulate(
+    const std::optional<at::Tensor>& maybe_q, const std::optional<at::Tensor>& maybe_k,
+    const at::Tensor& given_cos, const at::Tensor& given_sin,
+    const std::optional<at::Tensor>& maybe_q_out, const std::optional<at::Tensor>& maybe_k_out,
+    const std::string& soc, bool events, int threads, const std::optional<std::string>& layout,
+    std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
+    bool cast_tables, bool round_each, bool transpose) {
+  const RopeOptions options = options_of(layout, rotary_dim, rotary_offset, interleaved,
+                                         deinterleave, cast_tables, round_each);
+  const at::NoGradGuard no_grad;
+  const at::Tensor q_out = maybe_q_out.value_or(at::Tensor());
+  const at::Tensor k_out = maybe_k_out.value_or(at::Tensor());
+  // What is only read is resolved, as the dispatcher does.
+  const auto resolved = [&](const at::Tensor& t) {
+    return t.is_same(q_out) || t.is_same(k_out) ? t : t.resolve_conj().resolve_neg();
+  };
+  const at::Tensor q = maybe_q ? resolved(*maybe_q) : at::Tensor();
+  const at::Tensor k = maybe_k ? resolved(*maybe_k) : at::Tensor();
+  const at::Tensor cos = resolved(given_cos), sin = resolved(given_sin);
+  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, options);
+  RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+  RopePlan plan = plan_rope(geometry, find_chip(soc));
+  Trace trace;
+  trace.chip = soc;
+  rotate(args, q, k, cos, sin, q_out, k_out, transpose,
+         [&](const RopeGeometry& dense, const at::Tensor& q, const at::Tensor& k,
+             const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
+             const at::Tensor& k_out) {
+           geometry = dense;
+           plan = plan_rope(geometry, find_chip(soc));
+           trace = simulate_rope(plan, q, k, cos, sin, q_out, k_out, soc, events, threads);
+         });
+  return {geometry, plan, std::move(trace)};
 }
 
 template <class Struct>
@@ -203,6 +281,12 @@ void bind_simulator(py::module_& module) {
       .def_readonly("chip", &Trace::chip)
       .def_readonly("cores", &Trace::cores)
       .def("totals", &Trace::totals);
+  module.def("simulate", &simulate, py::arg("q"), py::arg("k"), py::arg("cos"), py::arg("sin"),
+             py::arg("q_out"), py::arg("k_out"), py::kw_only(), py::arg("soc"), py::arg("events"),
+             py::arg("threads"), py::arg("layout") = py::none(), py::arg("rotary_dim") = py::none(),
+             py::arg("rotary_offset") = 0, py::arg("interleaved") = false,
+             py::arg("deinterleave") = false, py::arg("cast_tables") = true,
+             py::arg("round_each") = false, py::arg("transpose") = false);
   module.def("simulate_rope", &simulate_rope, py::arg("plan"), py::arg("q"), py::arg("k"),
              py::arg("cos"), py::arg("sin"), py::arg("q_out"), py::arg("k_out"), py::kw_only(),
              py::arg("soc"), py::arg("events") = false, py::arg("threads") = 0);

@@ -39,6 +39,7 @@ class Sample:
     round_each: bool = False
     rows: str = "contiguous"  # or packed, sliced, expanded, transposed, strided
     table_rank: int = 2
+    odd_strides: bool = False  # axes of size 1, the last too, have a stride that means nothing
     broadcast: str = ""  # which of the table's axes are 1: letters of "BS"
     seed: int = 0
 
@@ -110,7 +111,16 @@ class Sample:
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
-        return (*self._rows(generator), *self._tables(generator))
+        made = (*self._rows(generator), *self._tables(generator))
+        return tuple(_odd(tensor) for tensor in made) if self.odd_strides else made
+
+
+def _odd(tensor: Tensor) -> Tensor:
+    strides = [
+        7 if size == 1 else stride
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
+    return tensor.as_strided(tensor.shape, strides, tensor.storage_offset())
 
 
 def samples() -> Iterator[Sample]:
@@ -129,6 +139,9 @@ def samples() -> Iterator[Sample]:
     yield Sample(table_rank=3, broadcast="S")
     yield Sample(rows="sliced", head_dim=64, k_heads=1, style="deinterleave")
     yield Sample(rows="strided")
+    yield Sample(head_dim=2, half_tables=True, odd_strides=True)  # tables of width 1
+    yield Sample(tokens=1, q_heads=1, rows="strided", odd_strides=True)
+    yield Sample(layout="BNSD", tokens=1, k_heads=1, table_rank=4, broadcast="B", odd_strides=True)
     yield Sample(rows="expanded")
     yield Sample(tokens=0)
     yield Sample(tokens=1, q_heads=64, k_heads=8, head_dim=128)
@@ -168,5 +181,6 @@ def any_sample(draw: st.DrawFn, rows: tuple[str, ...] | None = None) -> Sample:
         rows=draw(st.sampled_from(kinds)),
         table_rank=draw(st.sampled_from([2, 3, 4] if rank == 4 else [2, 3])),
         broadcast=draw(st.sampled_from(["", "B", "S", "BS"])),
+        odd_strides=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
 
+import npu_rope
 import pytest
 import torch
 import torch._dynamo.testing
 from samples import STYLES, Sample, samples
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 rope = torch.ops.npu_rope
 
@@ -88,14 +93,102 @@ def test_rows_are_saved_only_for_gradients_of_the_tables() -> None:
     assert count(cos) == 2
 
 
-def test_forward_mode_is_refused() -> None:
-    q, k, cos, sin = (t.float() for t in Sample().tensors())
+@pytest.mark.parametrize("sample", DOUBLE, ids=str)
+def test_forward_mode_and_its_own_derivatives(sample: Sample) -> None:
+    """Tangents of rows, of tables and of both, and gradients through them."""
+    for op in (rope.apply, rope.apply_backward):
+        inputs = double(sample)
+        call = functools.partial(op, **sample.options)
+        assert torch.autograd.gradcheck(
+            call, inputs, check_forward_ad=True, check_backward_ad=False, fast_mode=True
+        )
+        assert torch.autograd.gradgradcheck(
+            call,
+            inputs,
+            check_fwd_over_rev=True,
+            check_rev_over_rev=False,
+            check_undefined_grad=False,
+            fast_mode=True,
+        )
+    q, k, cos, sin = double(sample)
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
-        with pytest.raises(RuntimeError, match="jvp"):
-            rope.apply(dual, k, cos, sin)
+        dual = torch.autograd.forward_ad.make_dual(q.detach(), torch.ones_like(q))
         with pytest.raises(RuntimeError, match="no derivative"):
-            rope.apply_(dual, k, cos, sin)
+            rope.apply_(dual, k.detach(), cos.detach(), sin.detach(), **sample.options)
+
+
+ALL = (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("sample", DOUBLE[::3], ids=str)
+def test_transforms_of_torch_func_equal_those_of_the_definition(sample: Sample) -> None:
+    inputs = tuple(t.detach() for t in double(sample))
+
+    def scalar(form: Callable) -> Callable:
+        return lambda *t: sum(out.sin().sum() for out in form(*t, **sample.options))
+
+    operator, definition = scalar(npu_rope.apply), scalar(npu_rope.reference.apply)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        got, expected = transform(operator, ALL)(*inputs), transform(definition, ALL)(*inputs)
+        torch.testing.assert_close(got, expected)
+    got = torch.func.hessian(operator, (0, 2))(*inputs)
+    torch.testing.assert_close(got, torch.func.hessian(definition, (0, 2))(*inputs))
+    tangents = tuple(torch.randn_like(t) for t in inputs)
+    got = torch.func.jvp(operator, inputs, tangents)
+    torch.testing.assert_close(got, torch.func.jvp(definition, inputs, tangents))
+    _, pull = torch.func.vjp(functools.partial(npu_rope.apply, **sample.options), *inputs)
+    rows = rope.apply_backward(*inputs, **sample.options)
+    torch.testing.assert_close(pull(inputs[:2])[:2], rows)
+
+
+MAPPED = ["qkcs", "qk", "cs", "q", "k", "s", "qc"]  # which of q, k, cos and sin vmap maps
+
+
+@pytest.mark.parametrize("mapped", MAPPED)
+@pytest.mark.parametrize("layout", ["TND", "BSND", "BNSD", "SBND"])
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_vmap_is_one_call_of_the_same_bits(mapped: str, layout: str, rank: int) -> None:
+    if rank > len(layout):
+        return
+    broadcast = "B" if rank == 4 else ""
+    kind = {"layout": layout, "batch": 2, "table_rank": rank, "broadcast": broadcast}
+    calls = [Sample(**kind, seed=seed) for seed in range(3)]
+    lists = list(zip(*(call.tensors() for call in calls), strict=True))
+    in_dims, stacked = [], []
+    for axis, (name, tensors) in enumerate(zip("qkcs", lists, strict=True)):
+        in_dims.append(axis % tensors[0].dim() if name in mapped else None)
+        one = in_dims[-1] is None
+        stacked.append(tensors[0] if one else torch.stack(tensors, in_dims[-1]))
+    form = functools.partial(rope.apply, **calls[0].options)
+    seen: list[str] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Count(), warnings.catch_warnings(action="error"):
+        got = torch.func.vmap(form, tuple(in_dims))(*stacked)
+    assert seen.count("npu_rope.apply.default") == 1
+    for i in range(3):
+        expected = form(
+            *(
+                tensors[0 if axis is None else i]
+                for axis, tensors in zip(in_dims, lists, strict=True)
+            )
+        )
+        for one, other in zip(got, expected, strict=True):
+            assert torch.equal(one[i], other)
+    if {"q", "k"} <= set(mapped):
+        rows = [stacked[0].clone(), stacked[1].clone()]
+
+        def in_place(*tensors: Tensor) -> Tensor:
+            rope.apply_(*tensors, **calls[0].options)
+            return tensors[0]
+
+        torch.func.vmap(in_place, tuple(in_dims))(*rows, *stacked[2:])
+        for i, (row, axis) in enumerate(zip(rows, in_dims, strict=False)):
+            assert torch.equal(row.movedim(axis, 0), got[i])
 
 
 def test_what_is_written_has_its_version_bumped() -> None:

@@ -1,9 +1,10 @@
 #include "rope/rope_args.h"
 
-#include <ATen/MemoryOverlap.h>
 #include <c10/core/SymInt.h>
 
 #include <string>
+
+#include "rope/rope_overlap.h"
 
 namespace npu_rope {
 namespace {
@@ -131,17 +132,24 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   RopeArgs args{};
   args.style = style_of(options);
   args.cast_tables = options.cast_tables;
-  args.round_each = options.round_each && q.element_size() == 2;
-  args.rows = row_axes(q.dim(), options, q_name);
+  TORCH_CHECK_TYPE(q.defined() || k.defined(), q_name, " and ", k_name,
+                   " are None, expected a tensor for one of them at least");
+  const at::Tensor& rows = q.defined() ? q : k;
+  const char* const name = q.defined() ? q_name : k_name;
+  args.round_each = options.round_each && rows.element_size() == 2;
+  args.rows = row_axes(rows.dim(), options, name);
 
-  const bool is_double = q.scalar_type() == at::kDouble && !q.is_privateuseone();
-  TORCH_CHECK_TYPE(is_rope_dtype(q.scalar_type()) || is_double, q_name, " is ", q.scalar_type(),
-                   ", expected Half, BFloat16 or Float", q.is_privateuseone() ? "" : " or Double");
-  check_pair<Int>(q, k, q_name, k_name);
-  check_sizes<Int>(q, k, q_name, k_name, args.rows.head);
-  args.head_dim = width_of(q);
+  const bool is_double = rows.scalar_type() == at::kDouble && !rows.is_privateuseone();
+  TORCH_CHECK_TYPE(is_rope_dtype(rows.scalar_type()) || is_double, name, " is ", rows.scalar_type(),
+                   ", expected Half, BFloat16 or Float",
+                   rows.is_privateuseone() ? "" : " or Double");
+  if (q.defined() && k.defined()) {
+    check_pair<Int>(q, k, q_name, k_name);
+    check_sizes<Int>(q, k, q_name, k_name, args.rows.head);
+  }
+  args.head_dim = width_of(rows);
   TORCH_CHECK_VALUE(args.head_dim >= 2 && args.head_dim <= kMaxHeadDim && args.head_dim % 2 == 0,
-                    q_name, " has head_dim ", args.head_dim, ", expected an even number from 2 to ",
+                    name, " has head_dim ", args.head_dim, ", expected an even number from 2 to ",
                     kMaxHeadDim);
 
   TORCH_CHECK_TYPE(
@@ -150,15 +158,15 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
       is_double ? " or Double" : "");
   check_pair<Int>(cos, sin, "cos", "sin");
   check_sizes<Int>(cos, sin, "cos", "sin");
-  TORCH_CHECK_VALUE(cos.device() == q.device(), "cos is on ", cos.device(), ", expected ",
-                    q.device(), " as ", q_name);
-  args.table = table_axes(cos.dim(), args.rows, q.dim(), "cos");
-  const auto q_sizes = sizes_of<Int>(q), table_sizes = sizes_of<Int>(cos);
+  TORCH_CHECK_VALUE(cos.device() == rows.device(), "cos is on ", cos.device(), ", expected ",
+                    rows.device(), " as ", name);
+  args.table = table_axes(cos.dim(), args.rows, rows.dim(), "cos");
+  const auto row_sizes = sizes_of<Int>(rows), table_sizes = sizes_of<Int>(cos);
   const auto check_axis = [&](int64_t table_axis, int64_t row_axis, const char* what) {
     if (table_axis < 0) return;
-    TORCH_CHECK_VALUE(same_or_one(table_sizes[table_axis], q_sizes[row_axis]), "cos has ",
-                      table_sizes[table_axis], " ", what, ", expected ", q_sizes[row_axis], " as ",
-                      q_name, ", or 1: shape ", table_sizes, " beside ", q_sizes);
+    TORCH_CHECK_VALUE(same_or_one(table_sizes[table_axis], row_sizes[row_axis]), "cos has ",
+                      table_sizes[table_axis], " ", what, ", expected ", row_sizes[row_axis],
+                      " as ", name, ", or 1: shape ", table_sizes, " beside ", row_sizes);
   };
   check_axis(args.table.batch, args.rows.batch, "batches");
   check_axis(args.table.token, args.rows.token, "tokens");
@@ -201,10 +209,17 @@ template RopeArgs check_inputs<c10::SymInt>(const at::Tensor&, const at::Tensor&
 template <class Int>
 void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_out,
                    const at::Tensor& k_out) {
-  check_pair<Int>(q, q_out, "q", "q_out");
-  check_sizes<Int>(q, q_out, "q", "q_out");
-  check_pair<Int>(k, k_out, "k", "k_out");
-  check_sizes<Int>(k, k_out, "k", "k_out");
+  const auto check = [](const at::Tensor& in, const at::Tensor& out, const char* in_name,
+                        const char* out_name) {
+    TORCH_CHECK_TYPE(in.defined() == out.defined(), out_name, " is ",
+                     out.defined() ? "a tensor" : "None", ", expected ",
+                     in.defined() ? "a tensor" : "None", " as ", in_name);
+    if (!in.defined()) return;
+    check_pair<Int>(in, out, in_name, out_name);
+    check_sizes<Int>(in, out, in_name, out_name);
+  };
+  check(q, q_out, "q", "q_out");
+  check(k, k_out, "k", "k_out");
 }
 
 template void check_outputs<int64_t>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -214,68 +229,12 @@ template void check_outputs<c10::SymInt>(const at::Tensor&, const at::Tensor&, c
 
 namespace {
 
-bool is_same_memory(const at::Tensor& in, const at::Tensor& out) {
-  if (in.is_same(out)) return true;
-  if (in.const_data_ptr() != out.const_data_ptr()) return false;
-  const auto sizes = in.sizes(), in_strides = in.strides(), out_strides = out.strides();
-  for (size_t axis = 0; axis < sizes.size(); ++axis) {
-    if (sizes[axis] > 1 && in_strides[axis] != out_strides[axis]) return false;
-  }
-  return true;
-}
-
-// Whether several elements are one in memory, as an expanded tensor's are.
-bool is_expanded(const at::Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  for (size_t axis = 0; axis < sizes.size(); ++axis) {
-    if (sizes[axis] > 1 && strides[axis] == 0) return true;
-  }
-  return false;
-}
-
-void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out_name,
-                 const char* other_name) {
-  if (!out.is_alias_of(other)) return;  // not the same storage
-  const auto status = at::get_overlap_status(out, other);
-  TORCH_CHECK_VALUE(status == at::MemOverlapStatus::No || status == at::MemOverlapStatus::TooHard,
-                    out_name, " overlaps ", other_name, " in memory, expected it to be apart");
-}
-
-// An output and its own input: the very same memory, or apart.
-void check_own(const at::Tensor& in, const at::Tensor& out, const char* in_name,
-               const char* out_name) {
-  TORCH_CHECK_VALUE(!is_expanded(out), out_name, " is an expanded tensor (strides ", out.strides(),
-                    "): several of its elements are one in memory, so it can't be written");
-  if (!is_same_memory(in, out)) check_apart(out, in, out_name, in_name);
-}
-
-}  // namespace
-
-void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
-                   const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out) {
-  const bool in_place = q.is_same(q_out) && k.is_same(k_out);
-  const char* const q_name = in_place ? "q" : "q_out";
-  const char* const k_name = in_place ? "k" : "k_out";
-  check_own(q, q_out, "q", q_name);
-  check_own(k, k_out, "k", k_name);
-  check_apart(q_out, k_out, q_name, k_name);
-  if (!in_place) {
-    check_apart(q_out, k, q_name, "k");
-    check_apart(k_out, q, k_name, "q");
-  }
-  check_apart(q_out, cos, q_name, "cos");
-  check_apart(q_out, sin, q_name, "sin");
-  check_apart(k_out, cos, k_name, "cos");
-  check_apart(k_out, sin, k_name, "sin");
-}
-
-namespace {
-
 int64_t stride_of(const at::Tensor& tensor, int64_t axis) {
   return axis < 0 || tensor.sizes()[axis] == 1 ? 0 : tensor.strides()[axis];
 }
 
 RowStrides row_strides(const at::Tensor& tensor, const Axes& axes) {
+  if (!tensor.defined()) return {0, 0, 0};
   return {stride_of(tensor, axes.batch), stride_of(tensor, axes.token),
           stride_of(tensor, axes.head)};
 }
@@ -315,23 +274,26 @@ RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::
                            const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
                            const at::Tensor& k_out, bool transpose) {
   RopeGeometry geometry{};
-  geometry.dtype = dtype_of(q);
+  const at::Tensor& rows = q.defined() ? q : k;
+  geometry.dtype = dtype_of(rows);
   geometry.table_dtype = dtype_of(cos);
   geometry.style = args.style;
   geometry.transpose = transpose;
   geometry.half_tables = args.half_tables;
   geometry.cast_tables = args.cast_tables;
   geometry.round_each = args.round_each;
-  const auto sizes = q.sizes();
+  const auto sizes = rows.sizes();
   geometry.batch = args.rows.batch < 0 ? 1 : sizes[args.rows.batch];
   geometry.tokens = sizes[args.rows.token];
-  geometry.q_heads = sizes[args.rows.head];
-  geometry.k_heads = k.sizes()[args.rows.head];
+  geometry.q_heads = q.defined() ? q.sizes()[args.rows.head] : 0;
+  geometry.k_heads = k.defined() ? k.sizes()[args.rows.head] : 0;
   geometry.head_dim = args.head_dim;
   geometry.rotary_dim = args.rotary_dim;
   geometry.rotary_offset = args.rotary_offset;
-  geometry.q_in_place = is_same_memory(q, q_out);
-  geometry.k_in_place = is_same_memory(k, k_out);
+  const bool q_in_place = q.defined() && is_same_memory(q, q_out);
+  const bool k_in_place = k.defined() && is_same_memory(k, k_out);
+  geometry.q_in_place = q.defined() ? q_in_place : k_in_place;
+  geometry.k_in_place = k.defined() ? k_in_place : q_in_place;
   geometry.q = row_strides(q, args.rows);
   geometry.k = row_strides(k, args.rows);
   geometry.q_out = row_strides(q_out, args.rows);

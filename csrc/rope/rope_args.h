@@ -28,6 +28,10 @@ struct RopeOptions {
   }
 };
 
+/// What errors call q and k.
+constexpr const char* kInputNames[2] = {"q", "k"};
+constexpr const char* kGradNames[2] = {"grad_q", "grad_k"};
+
 /// Which axis of a tensor is which; -1 where it has none. The last axis is never among them.
 struct Axes {
   int64_t batch, token, head;
@@ -42,9 +46,9 @@ struct RopeArgs {
 };
 
 /// Checks ranks, sizes, dtypes, devices and options of the inputs, and throws c10::Error naming the
-/// argument, what was expected and what came. `names` are what errors call q and k.
-/// Int is int64_t, or c10::SymInt for a kernel that is traced: no token or head count is
-/// specialised then.
+/// argument, what was expected and what came. `names` are what errors call q and k, of which one
+/// may be undefined (None), as may then its output below. Int is int64_t, or c10::SymInt for a
+/// kernel that is traced: no token or head count is specialised then.
 template <class Int>
 RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
                       const at::Tensor& sin, const RopeOptions& options,
@@ -55,19 +59,16 @@ template <class Int>
 void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_out,
                    const at::Tensor& k_out);
 
-/// Checks that what is written overlaps nothing but, exactly, its own input, as far as ATen can
-/// tell. For the in-place form the outputs are the inputs.
-void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
-                   const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out);
-
 /// The geometry of checked tensors whose last axes are all dense.
 RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::Tensor& k,
                            const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
                            const at::Tensor& k_out, bool transpose);
 
-/// Whether elements of the last axis lie side by side, as every kernel wants them.
+/// Whether elements of the last axis lie side by side, as every kernel wants them. Of one element
+/// they do, whatever its stride.
 inline bool has_dense_rows(const at::Tensor& tensor) {
-  return tensor.strides().back() == 1 || tensor.numel() == 0;
+  return !tensor.defined() || tensor.strides().back() == 1 || tensor.sizes().back() == 1 ||
+         tensor.numel() == 0;
 }
 
 }  // namespace npu_rope

@@ -5,16 +5,21 @@
 //   dx2 = g2*cos2 - g1*sin1        dcos2 = g2*x2        dsin2 =  g2*x1
 //
 // with the table's gradients summed over heads and broadcast axes. apply_backward is linear too and
-// its transposed is apply, so one autograd function serves both, to any order.
+// its transposed is apply, so one autograd function serves both, to any order. Forward mode is the
+// same rotation of the rows' tangents, and of the rows by the tables' tangents.
 #include "rope/rope_autograd.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <string>
+#include <type_traits>
 
 #include "rope/rope_args.h"
 #include "rope/rope_ops.h"
@@ -36,6 +41,15 @@ Pair partners(const Tensor& rows, const RopeArgs& args, bool half_order) {
   return {slice.slice(-1, 0, std::nullopt, 2), slice.slice(-1, 1, std::nullopt, 2)};
 }
 
+// Whether a count is 1 for certain; of a symbol without a value it is not.
+bool is_known_one(const c10::SymInt& count) {
+#ifdef TORCH_GUARD_OR_FALSE
+  return TORCH_GUARD_OR_FALSE(count.sym_eq(1));
+#else
+  return TORCH_GUARD_SIZE_OBLIVIOUS(count.sym_eq(1));
+#endif
+}
+
 // The gradient of a table from those of its entries for the first and the second partner, which
 // still have the rows' axes but a head axis of 1.
 Tensor table_grad(const Tensor& first, const Tensor& second, const Tensor& table,
@@ -45,7 +59,12 @@ Tensor table_grad(const Tensor& first, const Tensor& second, const Tensor& table
                                                     : at::cat({first, second}, -1);
   if (args.table.head < 0) grad = grad.squeeze(args.rows.head);
   if (table.dim() == 2 && grad.dim() == 3) grad = grad.sum(args.rows.batch);
-  return grad.sum_to_size_symint(table.sym_sizes()).to(table.scalar_type());
+  for (int64_t axis = 0; axis < table.dim() - 1; ++axis) {
+    if (is_known_one(table.sym_size(axis))) grad = grad.sum(axis, /*keepdim=*/true);
+    // A count that turns out to be 1 only when a traced graph runs can't be summed over.
+    grad.sym_size(axis).sym_eq(table.sym_size(axis)).expect_true(__FILE__, __LINE__);
+  }
+  return grad.to(table.scalar_type());
 }
 
 // Gradients of cos and sin from the rows on the x side of the rotation and on the y side.
@@ -64,18 +83,23 @@ Pair table_grads(const Pair& x_rows, const Pair& y_rows, const Tensor& cos, cons
     into(sin1, -(y1 * x2));
     into(sin2, y2 * x1);
   };
-  add(std::get<0>(x_rows), std::get<0>(y_rows));
-  add(std::get<1>(x_rows), std::get<1>(y_rows));
+  const auto add_defined = [&](const Tensor& x, const Tensor& y) {
+    if (x.defined() && y.defined()) add(x, y);
+  };
+  add_defined(std::get<0>(x_rows), std::get<0>(y_rows));
+  add_defined(std::get<1>(x_rows), std::get<1>(y_rows));
+  if (!cos1.defined()) return {};
   return {table_grad(cos1, cos2, cos, args), table_grad(sin1, sin2, sin, args)};
 }
 
-class RopeFunction : public torch::autograd::Function<RopeFunction> {
- public:
-  // Outputs are q's and k's rotation; transposed where `transpose`.
-  static variable_list forward(AutogradContext* ctx, const Tensor& q, const Tensor& k,
-                               const Tensor& cos, const Tensor& sin, const RopeOptions& options,
-                               bool transpose) {
-    auto& data = ctx->saved_data;
+// What autograd's graph runs. Its node is made by hand below, since Function::apply refuses
+// torch.func's transforms and forward mode.
+struct RopeFunction : torch::autograd::Function<RopeFunction> {
+  static constexpr bool is_traceable = true;  // by compiled autograd
+
+  static void save(AutogradContext& ctx, const Tensor& q, const Tensor& k, const Tensor& cos,
+                   const Tensor& sin, const RopeOptions& options, bool transpose) {
+    auto& data = ctx.saved_data;
     if (options.layout)
       data["layout"] = std::string(options.layout->data(), options.layout->size());
     if (options.rotary_dim) data["rotary_dim"] = *options.rotary_dim;
@@ -86,12 +110,9 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
     data["round_each"] = options.round_each;
     data["transpose"] = transpose;
     const bool wants_table_grads = cos.requires_grad() || sin.requires_grad();
-    ctx->save_for_backward(
+    ctx.save_for_backward(
         {cos, sin, wants_table_grads ? q : Tensor(), wants_table_grads ? k : Tensor()});
-    at::AutoDispatchBelowADInplaceOrView below;
-    auto [q_out, k_out] =
-        (transpose ? RopeCalls::apply_backward : RopeCalls::apply)(q, k, cos, sin, options);
-    return {q_out, k_out};
+    ctx.set_materialize_grads(false);  // rows whose gradient nobody asked for are not rotated
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -113,12 +134,14 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
     options.round_each = data["round_each"].toBool();
     const bool transpose = data["transpose"].toBool();
 
-    variable_list inputs(6);
-    if (ctx->needs_input_grad(0) || ctx->needs_input_grad(1)) {
-      std::tie(inputs[0], inputs[1]) = (transpose ? RopeCalls::apply : RopeCalls::apply_backward)(
-          grads[0], grads[1], cos, sin, options);
+    variable_list inputs(4);
+    const Tensor grad_q = ctx->needs_input_grad(0) ? grads[0] : Tensor();
+    const Tensor grad_k = ctx->needs_input_grad(1) ? grads[1] : Tensor();
+    if (grad_q.defined() || grad_k.defined()) {
+      std::tie(inputs[0], inputs[1]) =
+          RopeCalls::functional(!transpose)(grad_q, grad_k, cos, sin, options);
     }
-    if (q.defined()) {
+    if (q.defined() || k.defined()) {
       const RopeArgs args = check_inputs<c10::SymInt>(q, k, cos, sin, options, {"q", "k"});
       const Pair in(q, k), out(grads[0], grads[1]);
       std::tie(inputs[2], inputs[3]) =
@@ -128,63 +151,166 @@ class RopeFunction : public torch::autograd::Function<RopeFunction> {
   }
 };
 
-// Whether autograd has to know: a gradient is asked for, or a tangent came (which it refuses).
-bool needs_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
-  const auto has_tangent = [](const Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
-  return (at::GradMode::is_enabled() &&
-          (q.requires_grad() || k.requires_grad() || cos.requires_grad() || sin.requires_grad())) ||
-         has_tangent(q) || has_tangent(k) || has_tangent(cos) || has_tangent(sin);
+using RopeNode = torch::autograd::CppNode<RopeFunction>;
+
+// A node's owners count by std::shared_ptr in older torch, by an intrusive pointer in newer.
+template <class Made = RopeNode,
+          class Owner = std::decay_t<decltype(std::declval<const Tensor&>().grad_fn())>>
+auto make_node() {
+  if constexpr (std::is_same_v<Owner, std::shared_ptr<torch::autograd::Node>>) {
+    return std::shared_ptr<Made>(new Made, [](Made* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<Made>();
+  }
+}
+
+bool wants_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+
+bool want_grads(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
+  return at::GradMode::is_enabled() &&
+         (wants_grad(q) || wants_grad(k) || wants_grad(cos) || wants_grad(sin));
+}
+
+Tensor tangent_of(const Tensor& tensor) {
+  return tensor.defined() ? tensor._fw_grad(/*level=*/0) : tensor;
+}
+
+bool have_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
+  const auto has = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
+  return has(q) || has(k) || has(cos) || has(sin);
+}
+
+// The tangents of the outputs: of the rows' and of the tables' tangents, in both of which the
+// rotation is linear, but for the columns that pass through whatever the tables are.
+Pair rotate_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                     const RopeOptions& options, bool transpose) {
+  const auto primal = [](const Tensor& t) {
+    return tangent_of(t).defined() ? t._fw_primal(/*level=*/0) : t;
+  };
+  const auto rotate = RopeCalls::functional(transpose);
+  const Tensor q_tangent = tangent_of(q), k_tangent = tangent_of(k);
+  Pair sum;
+  if (q_tangent.defined() || k_tangent.defined()) {
+    sum = rotate(q_tangent, k_tangent, primal(cos), primal(sin), options);
+  }
+  if (!tangent_of(cos).defined() && !tangent_of(sin).defined()) return sum;
+
+  const RopeArgs args = check_inputs<c10::SymInt>(q, k, cos, sin, options, {"q", "k"});
+  RopeOptions whole = options;
+  whole.rotary_dim = args.rotary_dim;
+  whole.rotary_offset = 0;
+  const auto slice = [&](const Tensor& rows) {
+    return rows.defined() ? primal(rows).narrow(-1, args.rotary_offset, args.rotary_dim) : rows;
+  };
+  const auto entries = [](const Tensor& table) {
+    const Tensor tangent = tangent_of(table);
+    return tangent.defined() ? tangent : at::zeros_like(table);
+  };
+  const Pair turned = rotate(slice(q), slice(k), entries(cos), entries(sin), whole);
+  const int64_t after = args.head_dim - args.rotary_offset - args.rotary_dim;
+  const auto add = [&](Tensor& to, const Tensor& from) {
+    if (!from.defined()) return;
+    const Tensor padded = at::constant_pad_nd(from, {args.rotary_offset, after});
+    to = to.defined() ? to + padded : padded;
+  };
+  add(std::get<0>(sum), std::get<0>(turned));
+  add(std::get<1>(sum), std::get<1>(turned));
+  return sum;
 }
 
 template <bool transpose>
 Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                     const RopeOptions& options) {
-  if (needs_autograd(q, k, cos, sin)) {
-    const variable_list out = RopeFunction::apply(q, k, cos, sin, options, transpose);
-    return {out[0], out[1]};
+  const auto rotate = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return RopeCalls::functional(transpose)(q, k, cos, sin, options);
+  };
+  const bool wants_gradient = want_grads(q, k, cos, sin);
+  const bool has_tangent = have_tangents(q, k, cos, sin);
+  if (!wants_gradient && !has_tangent) return rotate();
+
+  Pair out;
+  if (wants_gradient) {
+    const auto node = make_node();
+    node->set_ctx_grad_fn(node);
+    node->set_next_edges(torch::autograd::collect_next_edges(q, k, cos, sin));
+    node->is_variable_input_ = {true, true, true, true};
+    RopeFunction::save(node->ctx_, q, k, cos, sin, options, transpose);
+    out = rotate();
+    for (const Tensor& rows : {std::get<0>(out), std::get<1>(out)}) {
+      torch::autograd::set_history(rows, node);
+      rows.defined() ? node->output_info_.emplace_back(rows) : node->output_info_.emplace_back();
+    }
+    node->save_variables_to_ctx();
+  } else {
+    out = rotate();
   }
-  at::AutoDispatchBelowADInplaceOrView below;
-  return (transpose ? RopeCalls::apply_backward : RopeCalls::apply)(q, k, cos, sin, options);
+  if (has_tangent) {
+    const auto [q_tangent, k_tangent] = rotate_tangents(q, k, cos, sin, options, transpose);
+    const auto set = [](const Tensor& rows, const Tensor& tangent) {
+      if (tangent.defined()) rows._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+    };
+    set(std::get<0>(out), q_tangent);
+    set(std::get<1>(out), k_tangent);
+  }
+  return out;
 }
 
 void check_no_grad(bool needs_grad, const char* form) {
   TORCH_CHECK(!needs_grad, "npu_rope::", form,
-              " has no derivative, but an input requires grad: use npu_rope::apply, or "
-              "torch.no_grad()");
+              " has no derivative, but an input requires grad or has a tangent: use "
+              "npu_rope::apply, or torch.no_grad()");
+}
+
+// What torch itself would refuse, but only once it was written.
+void check_written(const Tensor& tensor, const char* name) {
+  TORCH_CHECK(!tensor.defined() || !tensor.is_inference() || c10::InferenceMode::is_enabled(), name,
+              " is an inference tensor, expected a normal one outside InferenceMode: ", name,
+              ".clone() is one");
+}
+
+void bump(const Tensor& tensor) {
+  if (tensor.defined()) torch::autograd::impl::bump_version(tensor);
 }
 
 // Autograd's kernels call these directly: one dispatch less. Inference mode dispatches to them.
 
-void inplace_bump(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+void inplace_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                   const RopeOptions& options) {
+  check_written(q, "q");
+  check_written(k, "k");
   {
     at::AutoDispatchBelowADInplaceOrView below;
     RopeCalls::apply_(q, k, cos, sin, options);
   }
-  torch::autograd::impl::bump_version(q);
-  torch::autograd::impl::bump_version(k);
+  bump(q);
+  bump(k);
 }
 
 void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-              const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
+              const RopeOptions& options, const Tensor& q_out, const Tensor& k_out) {
+  check_written(q_out, "q_out");
+  check_written(k_out, "k_out");
   {
     at::AutoDispatchBelowADInplaceOrView below;
     RopeCalls::apply_out(q, k, cos, sin, options, q_out, k_out);
   }
-  torch::autograd::impl::bump_version(q_out);
-  torch::autograd::impl::bump_version(k_out);
+  bump(q_out);
+  bump(k_out);
 }
 
-void inplace_autograd(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+void inplace_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                       const RopeOptions& options) {
-  check_no_grad(needs_autograd(q, k, cos, sin), "apply_");
+  check_no_grad(want_grads(q, k, cos, sin) || have_tangents(q, k, cos, sin), "apply_");
   inplace_bump(q, k, cos, sin, options);
 }
 
 void out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                  const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
-  check_no_grad(needs_autograd(q, k, cos, sin) || needs_autograd(q_out, k_out, cos, sin),
-                "apply.out");
+                  const RopeOptions& options, const Tensor& q_out, const Tensor& k_out) {
+  const auto needs = [&](const Tensor& a, const Tensor& b) {
+    return want_grads(a, b, cos, sin) || have_tangents(a, b, cos, sin);
+  };
+  check_no_grad(needs(q, k) || needs(q_out, k_out), "apply.out");
   out_bump(q, k, cos, sin, options, q_out, k_out);
 }
 

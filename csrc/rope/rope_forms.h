@@ -13,16 +13,14 @@
 
 #include "npu/library.h"
 #include "rope/rope_args.h"
+#include "rope/rope_overlap.h"
 
 namespace npu_rope {
-
-constexpr const char* kInputNames[2] = {"q", "k"};
-constexpr const char* kGradNames[2] = {"grad_q", "grad_k"};
 
 /// An npu tensor in one of CANN's private formats (FRACTAL_NZ, ...) has its elements elsewhere than
 /// its strides say.
 inline void check_format(const at::Tensor& tensor, const char* name) {
-  if (!tensor.is_privateuseone() || tensor.numel() == 0) return;
+  if (!tensor.defined() || !tensor.is_privateuseone() || tensor.numel() == 0) return;
   constexpr int64_t kPlain[] = {0, 1, 2, 27, 30};  // NCHW, NHWC, ND, NDHWC, NCDHW
   const int64_t format = npu_library().format(tensor);
   TORCH_CHECK_VALUE(
@@ -40,10 +38,39 @@ inline void check_formats(const at::Tensor& q, const at::Tensor& k, const at::Te
   check_format(sin, "sin");
 }
 
+inline at::Tensor empty_as(const at::Tensor& tensor) {
+  return tensor.defined() ? at::empty(tensor.sizes(), tensor.options()) : at::Tensor();
+}
+
+/// Rotates checked tensors by `launch(geometry, q, k, cos, sin, q_out, k_out)`, which gets dense
+/// rows, of which there is at least one. Rows that are not dense are the one case that costs
+/// copies.
+template <class Launch>
+void rotate(const RopeArgs& args, const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+            const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out, bool transpose,
+            const Launch& launch) {
+  if (!has_dense_rows(q_out) || !has_dense_rows(k_out)) {
+    const at::Tensor q_dense = empty_as(q), k_dense = empty_as(k);
+    rotate(args, q, k, cos, sin, q_dense, k_dense, transpose, launch);
+    if (q.defined()) q_out.copy_(q_dense);
+    if (k.defined()) k_out.copy_(k_dense);
+    return;
+  }
+  if (!has_dense_rows(q) || !has_dense_rows(k) || !has_dense_rows(cos) || !has_dense_rows(sin)) {
+    const auto dense = [](const at::Tensor& t) { return has_dense_rows(t) ? t : t.contiguous(); };
+    return rotate(args, dense(q), dense(k), dense(cos), dense(sin), q_out, k_out, transpose,
+                  launch);
+  }
+  const RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+  if (geometry.batch * geometry.tokens * (geometry.q_heads + geometry.k_heads) == 0) return;
+  launch(geometry, q, k, cos, sin, q_out, k_out);
+}
+
 /// `launch(geometry, pointers)` rotates; it is called with at least one row to rotate.
 template <void (*launch)(const RopeGeometry&, const RopePointers&)>
 struct RopeForms {
   using Tensor = at::Tensor;
+
   static std::tuple<Tensor, Tensor> apply(const Tensor& q, const Tensor& k, const Tensor& cos,
                                           const Tensor& sin, const RopeOptions& options) {
     return make(q, k, cos, sin, options, kInputNames, /*transpose=*/false);
@@ -55,25 +82,25 @@ struct RopeForms {
     return make(grad_q, grad_k, cos, sin, options, kGradNames, /*transpose=*/true);
   }
 
-  static void apply_(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+  static void apply_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                      const RopeOptions& options) {
     const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, kInputNames);
     check_formats(q, k, cos, sin, kInputNames);
     check_overlap(q, k, cos, sin, q, k);
-    const c10::DeviceGuard guard(q.device());
-    rotate(args, q, k, cos, sin, q, k, /*transpose=*/false);
+    const c10::DeviceGuard guard(cos.device());
+    rotate(args, q, k, cos, sin, q, k, /*transpose=*/false, launch_pointers);
   }
 
   static void apply_out(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                        const RopeOptions& options, Tensor& q_out, Tensor& k_out) {
+                        const RopeOptions& options, const Tensor& q_out, const Tensor& k_out) {
     const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, kInputNames);
     check_outputs<int64_t>(q, k, q_out, k_out);
     check_formats(q, k, cos, sin, kInputNames);
     check_format(q_out, "q_out");
     check_format(k_out, "k_out");
     check_overlap(q, k, cos, sin, q_out, k_out);
-    const c10::DeviceGuard guard(q.device());
-    rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false);
+    const c10::DeviceGuard guard(cos.device());
+    rotate(args, q, k, cos, sin, q_out, k_out, /*transpose=*/false, launch_pointers);
   }
 
  private:
@@ -82,32 +109,18 @@ struct RopeForms {
                                          const char* const (&names)[2], bool transpose) {
     const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, names);
     check_formats(q, k, cos, sin, names);
-    const c10::DeviceGuard guard(q.device());
-    Tensor q_out = at::empty(q.sizes(), q.options());
-    Tensor k_out = at::empty(k.sizes(), k.options());
-    rotate(args, q, k, cos, sin, q_out, k_out, transpose);
+    const c10::DeviceGuard guard(cos.device());
+    Tensor q_out = empty_as(q), k_out = empty_as(k);
+    rotate(args, q, k, cos, sin, q_out, k_out, transpose, launch_pointers);
     return {std::move(q_out), std::move(k_out)};
   }
 
-  // Rows that are not dense are the one case that costs copies.
-  static void rotate(const RopeArgs& args, const Tensor& q, const Tensor& k, const Tensor& cos,
-                     const Tensor& sin, const Tensor& q_out, const Tensor& k_out, bool transpose) {
-    if (!has_dense_rows(q_out) || !has_dense_rows(k_out)) {
-      const Tensor q_dense = at::empty(q.sizes(), q.options());
-      const Tensor k_dense = at::empty(k.sizes(), k.options());
-      rotate(args, q, k, cos, sin, q_dense, k_dense, transpose);
-      q_out.copy_(q_dense);
-      k_out.copy_(k_dense);
-      return;
-    }
-    if (!has_dense_rows(q) || !has_dense_rows(k) || !has_dense_rows(cos) || !has_dense_rows(sin)) {
-      const auto dense = [](const Tensor& t) { return has_dense_rows(t) ? t : t.contiguous(); };
-      return rotate(args, dense(q), dense(k), dense(cos), dense(sin), q_out, k_out, transpose);
-    }
-    const RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
-    if (geometry.batch * geometry.tokens * (geometry.q_heads + geometry.k_heads) == 0) return;
-    launch(geometry, {q.const_data_ptr(), k.const_data_ptr(), cos.const_data_ptr(),
-                      sin.const_data_ptr(), q_out.mutable_data_ptr(), k_out.mutable_data_ptr()});
+  static void launch_pointers(const RopeGeometry& geometry, const Tensor& q, const Tensor& k,
+                              const Tensor& cos, const Tensor& sin, const Tensor& q_out,
+                              const Tensor& k_out) {
+    const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
+    const auto write = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+    launch(geometry, {read(q), read(k), read(cos), read(sin), write(q_out), write(k_out)});
   }
 };
 

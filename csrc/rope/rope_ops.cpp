@@ -1,45 +1,56 @@
 #include "rope/rope_ops.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
+
 namespace npu_rope {
 namespace {
+
+using at::Tensor;
 
 template <class Form>
 c10::TypedOperatorHandle<Form> find(const char* name, const char* overload = "") {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Form>();
 }
 
+std::optional<Tensor> maybe(const Tensor& tensor) {
+  return tensor.defined() ? std::optional<Tensor>(tensor) : std::nullopt;
+}
+
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> RopeCalls::apply(const at::Tensor& q, const at::Tensor& k,
-                                                    const at::Tensor& cos, const at::Tensor& sin,
-                                                    const RopeOptions& options) {
+std::tuple<Tensor, Tensor> RopeCalls::apply(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                            const Tensor& sin, const RopeOptions& options) {
   static const auto op = find<RopeSchema::Functional>("npu_rope::apply");
-  return std::apply([&](auto... option) { return op.call(q, k, cos, sin, option...); },
-                    options.tuple());
+  const auto call = [&](auto... option) {
+    return op.call(maybe(q), maybe(k), cos, sin, option...);
+  };
+  return std::apply(call, options.tuple());
 }
 
-std::tuple<at::Tensor, at::Tensor> RopeCalls::apply_backward(const at::Tensor& grad_q,
-                                                             const at::Tensor& grad_k,
-                                                             const at::Tensor& cos,
-                                                             const at::Tensor& sin,
-                                                             const RopeOptions& options) {
+std::tuple<Tensor, Tensor> RopeCalls::apply_backward(const Tensor& grad_q, const Tensor& grad_k,
+                                                     const Tensor& cos, const Tensor& sin,
+                                                     const RopeOptions& options) {
   static const auto op = find<RopeSchema::Functional>("npu_rope::apply_backward");
-  return std::apply([&](auto... option) { return op.call(grad_q, grad_k, cos, sin, option...); },
-                    options.tuple());
+  const auto call = [&](auto... option) {
+    return op.call(maybe(grad_q), maybe(grad_k), cos, sin, option...);
+  };
+  return std::apply(call, options.tuple());
 }
 
-void RopeCalls::apply_(at::Tensor& q, at::Tensor& k, const at::Tensor& cos, const at::Tensor& sin,
+void RopeCalls::apply_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                        const RopeOptions& options) {
   static const auto op = find<RopeSchema::Inplace>("npu_rope::apply_");
-  std::apply([&](auto... option) { op.call(q, k, cos, sin, option...); }, options.tuple());
+  const auto call = [&](auto... option) { op.call(maybe(q), maybe(k), cos, sin, option...); };
+  std::apply(call, options.tuple());
 }
 
-void RopeCalls::apply_out(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
-                          const at::Tensor& sin, const RopeOptions& options, at::Tensor& q_out,
-                          at::Tensor& k_out) {
+void RopeCalls::apply_out(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                          const RopeOptions& options, const Tensor& q_out, const Tensor& k_out) {
   static const auto op = find<RopeSchema::Out>("npu_rope::apply", "out");
-  std::apply([&](auto... option) { op.call(q, k, cos, sin, option..., q_out, k_out); },
-             options.tuple());
+  const auto call = [&](auto... option) {
+    op.call(maybe(q), maybe(k), cos, sin, option..., maybe(q_out), maybe(k_out));
+  };
+  std::apply(call, options.tuple());
 }
 
 }  // namespace npu_rope

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -12,41 +11,49 @@
 
 namespace npu_rope {
 
-/// A kernel of each form.
+/// A kernel of each form. Of q and k one may be undefined, which is None in Python; what is written
+/// instead of it, or returned, is undefined too.
 struct RopeKernels {
   using Tensor = at::Tensor;
   using Functional = std::tuple<Tensor, Tensor>(const Tensor& q, const Tensor& k, const Tensor& cos,
                                                 const Tensor& sin, const RopeOptions& options);
-  using Inplace = void(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
+  using Inplace = void(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                        const RopeOptions& options);
   using Out = void(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                   const RopeOptions& options, Tensor& q_out, Tensor& k_out);
+                   const RopeOptions& options, const Tensor& q_out, const Tensor& k_out);
 };
 
 /// The same forms as the dispatcher calls them: each option, in the schema's order, an argument.
 template <class... Option>
 struct RopeSchemas {
   using Tensor = at::Tensor;
-  using Functional = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                const Tensor&, Option...);
-  using Inplace = void(Tensor&, Tensor&, const Tensor&, const Tensor&, Option...);
-  using Out = void(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Option..., Tensor&,
-                   Tensor&);
+  using Maybe = const std::optional<Tensor>&;
+  using Functional = std::tuple<Tensor, Tensor>(Maybe q, Maybe k, const Tensor& cos,
+                                                const Tensor& sin, Option...);
+  using Inplace = void(Maybe q, Maybe k, const Tensor& cos, const Tensor& sin, Option...);
+  using Out = void(Maybe q, Maybe k, const Tensor& cos, const Tensor& sin, Option..., Maybe q_out,
+                   Maybe k_out);
 
   template <RopeKernels::Functional* kernel>
-  static std::tuple<Tensor, Tensor> functional(const Tensor& q, const Tensor& k, const Tensor& cos,
+  static std::tuple<Tensor, Tensor> functional(Maybe q, Maybe k, const Tensor& cos,
                                                const Tensor& sin, Option... option) {
-    return kernel(q, k, cos, sin, {option...});
+    return kernel(or_undefined(q), or_undefined(k), cos, sin, {option...});
   }
   template <RopeKernels::Inplace* kernel>
-  static void inplace(Tensor& q, Tensor& k, const Tensor& cos, const Tensor& sin,
-                      Option... option) {
-    kernel(q, k, cos, sin, {option...});
+  static void inplace(Maybe q, Maybe k, const Tensor& cos, const Tensor& sin, Option... option) {
+    kernel(or_undefined(q), or_undefined(k), cos, sin, {option...});
   }
   template <RopeKernels::Out* kernel>
-  static void out(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                  Option... option, Tensor& q_out, Tensor& k_out) {
-    kernel(q, k, cos, sin, {option...}, q_out, k_out);
+  static void out(Maybe q, Maybe k, const Tensor& cos, const Tensor& sin, Option... option,
+                  Maybe q_out, Maybe k_out) {
+    kernel(or_undefined(q), or_undefined(k), cos, sin, {option...}, or_undefined(q_out),
+           or_undefined(k_out));
+  }
+
+ private:
+  static const Tensor& or_undefined(Maybe tensor) {
+    static const Tensor undefined;
+    return tensor ? *tensor : undefined;
   }
 };
 
@@ -67,6 +74,10 @@ struct RopeCalls {
   static RopeKernels::Functional apply, apply_backward;
   static RopeKernels::Inplace apply_;
   static RopeKernels::Out apply_out;
+
+  static RopeKernels::Functional* functional(bool transpose) {
+    return transpose ? apply_backward : apply;
+  }
 };
 
 }  // namespace npu_rope

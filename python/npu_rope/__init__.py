@@ -30,7 +30,9 @@ def _load() -> None:
             "It is built for one version of torch: reinstall npu_rope with "
             "`pip install --no-build-isolation --force-reinstall --no-deps`, in this environment."
         ) from error
-    from npu_rope import ops, reference, simulator
+    from npu_rope import ops, reference, simulator, vmap
+
+    vmap.register()
 
     globals().update(
         apply=ops.apply,

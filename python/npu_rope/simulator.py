@@ -91,9 +91,7 @@ class Run:
 def _simulate(
     tensors: tuple[Tensor, ...], soc: str, events: bool, threads: int, options: dict[str, Any]
 ) -> Run:
-    geometry = _C.geometry_of(*tensors, **options)
-    plan = _C.plan_rope(geometry, _C.find_chip(soc))
-    raw = _C.simulate_rope(plan, *tensors, soc=soc, events=events, threads=threads)
+    geometry, plan, raw = _C.simulate(*tensors, soc=soc, events=events, threads=threads, **options)
     return Run(tensors[4], tensors[5], Trace(geometry, plan, raw))
 
 
@@ -124,7 +122,7 @@ def apply(
         SimulationError: the kernel did what the chip would refuse, or do by luck alone.
         ValueError, TypeError: as for the operator; also an unknown chip or one without a kernel.
     """
-    out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
+    out = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in (q, k)]
     tensors = (q, k, cos, sin, *out)
     return _simulate(tensors, soc, events, threads, {**options, "transpose": transpose})
 

@@ -1,0 +1,167 @@
+#include "rope/rope_overlap.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+
+namespace npu_rope {
+namespace {
+
+constexpr int kMostSteps = 1000;  // of a search; views of one packed tensor need about ten
+
+/// n * stride bytes, for low <= n <= high; stride > 0.
+struct Term {
+  int64_t stride, low, high;
+};
+using Terms = c10::SmallVector<Term, 12>;
+
+/// Whether a choice of n in each of terms[i:], by falling strides, sums up to `sum`. False too
+/// where `steps` run out first.
+bool reaches(const Terms& terms, size_t i, int64_t sum, int& steps) {
+  if (i == terms.size()) return sum == 0;
+  int64_t low = 0, high = 0;  // of what comes after this term
+  for (size_t j = i + 1; j < terms.size(); ++j) {
+    low += terms[j].low * terms[j].stride;
+    high += terms[j].high * terms[j].stride;
+  }
+  const auto [stride, least, most] = terms[i];
+  for (int64_t n = std::max(least, (sum - high) / stride - 1);
+       n <= std::min(most, (sum - low) / stride + 1); ++n) {
+    const int64_t rest = sum - n * stride;
+    if (rest < low || rest > high) continue;
+    if (--steps < 0) return false;
+    if (reaches(terms, i + 1, rest, steps)) return true;
+  }
+  return false;
+}
+
+bool reaches(Terms terms, int64_t sum) {
+  std::sort(terms.begin(), terms.end(), [](Term a, Term b) { return a.stride > b.stride; });
+  size_t kept = 0;  // terms of one stride are one term
+  for (const Term& term : terms) {
+    if (kept > 0 && terms[kept - 1].stride == term.stride) {
+      terms[kept - 1].low += term.low;
+      terms[kept - 1].high += term.high;
+    } else {
+      terms[kept++] = term;
+    }
+  }
+  terms.resize(kept);
+  int steps = kMostSteps;
+  return reaches(terms, 0, sum, steps);
+}
+
+/// The steps to every byte of a tensor from its first, times `sign`.
+void add_terms(const at::Tensor& tensor, int64_t sign, Terms& terms) {
+  const int64_t size = tensor.element_size();
+  const auto add = [&](int64_t stride, int64_t most) {
+    if (stride == 0 || most == 0) return;
+    terms.push_back({stride, sign < 0 ? -most : 0, sign < 0 ? 0 : most});
+  };
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    add(tensor.strides()[axis] * size, tensor.sizes()[axis] - 1);
+  }
+  add(1, size - 1);
+}
+
+/// An address; on meta the place in the storage.
+int64_t first_byte(const at::Tensor& tensor) {
+  return tensor.is_meta() ? tensor.storage_offset() * tensor.element_size()
+                          : reinterpret_cast<int64_t>(tensor.const_data_ptr());
+}
+
+int64_t last_byte(const at::Tensor& tensor) {
+  int64_t elements = 0;
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    elements += (tensor.sizes()[axis] - 1) * tensor.strides()[axis];
+  }
+  return first_byte(tensor) + (elements + 1) * tensor.element_size() - 1;
+}
+
+bool has_numbers(const at::Tensor& tensor) {
+  return tensor.defined() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() &&
+         tensor.numel() > 0;
+}
+
+bool overlap(const at::Tensor& a, const at::Tensor& b) {
+  if (!has_numbers(a) || !has_numbers(b) || (a.is_meta() && !a.is_alias_of(b))) return false;
+  if (last_byte(a) < first_byte(b) || last_byte(b) < first_byte(a)) return false;
+  Terms terms;
+  add_terms(a, 1, terms);
+  add_terms(b, -1, terms);
+  return reaches(std::move(terms), first_byte(b) - first_byte(a));
+}
+
+/// Whether two elements of a tensor share a byte, as an expanded tensor's do.
+bool overlaps_itself(const at::Tensor& tensor) {
+  if (!has_numbers(tensor)) return false;
+  Terms axes;
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    const int64_t stride = tensor.strides()[axis], most = tensor.sizes()[axis] - 1;
+    if (most == 0) continue;
+    if (stride == 0) return true;
+    axes.push_back({stride, -most, most});
+  }
+  std::sort(axes.begin(), axes.end(), [](Term a, Term b) { return a.stride < b.stride; });
+  int64_t inner = 0;
+  for (const Term& axis : axes) {
+    if (axis.stride <= inner) {  // not nested: is there a way back to where it began?
+      for (size_t i = 0; i < axes.size(); ++i) {
+        Terms steps = axes;
+        steps[i].low = 1;
+        if (reaches(std::move(steps), 0)) return true;
+      }
+      return false;
+    }
+    inner += axis.high * axis.stride;
+  }
+  return false;
+}
+
+void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out_name,
+                 const char* other_name) {
+  TORCH_CHECK_VALUE(!overlap(out, other), out_name, " overlaps ", other_name,
+                    " in memory, expected it to be apart");
+}
+
+/// An output and its own input: the very same memory, or apart.
+void check_own(const at::Tensor& in, const at::Tensor& out, const char* in_name,
+               const char* out_name) {
+  TORCH_CHECK_VALUE(!overlaps_itself(out), out_name, " is an expanded tensor (strides ",
+                    out.strides(),
+                    "): several of its elements are one in memory, so it can't be written");
+  if (!is_same_memory(in, out)) check_apart(out, in, out_name, in_name);
+}
+
+}  // namespace
+
+bool is_same_memory(const at::Tensor& a, const at::Tensor& b) {
+  if (a.is_same(b)) return true;
+  if (!has_numbers(a) || !has_numbers(b) || (a.is_meta() && !a.is_alias_of(b))) return false;
+  if (first_byte(a) != first_byte(b)) return false;
+  for (int64_t axis = 0; axis < a.dim(); ++axis) {
+    if (a.sizes()[axis] > 1 && a.strides()[axis] != b.strides()[axis]) return false;
+  }
+  return true;
+}
+
+void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                   const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out) {
+  const bool in_place = q.is_same(q_out) && k.is_same(k_out);
+  const char* const q_name = in_place ? "q" : "q_out";
+  const char* const k_name = in_place ? "k" : "k_out";
+  check_own(q, q_out, "q", q_name);
+  check_own(k, k_out, "k", k_name);
+  check_apart(q_out, k_out, q_name, k_name);
+  if (!in_place) {
+    check_apart(q_out, k, q_name, "k");
+    check_apart(k_out, q, k_name, "q");
+  }
+  check_apart(q_out, cos, q_name, "cos");
+  check_apart(q_out, sin, q_name, "sin");
+  check_apart(k_out, cos, k_name, "cos");
+  check_apart(k_out, sin, k_name, "sin");
+}
+
+}  // namespace npu_rope
