@@ -17,6 +17,7 @@ if "npu_simulated" in os.environ.get("NPU_ROPE_NPU_LIBRARY", ""):
 COMMANDS = {
     "cpu": ("bench_cpu", "CPU kernel against its limit, eager and torch.compile: measured here"),
     "kernel": ("bench_kernel", "NPU kernel on simulated cores: what it does, counted"),
+    "scalar": ("scalar", "NPU kernel: the scalar instructions of a core, counted"),
     "model": ("bench_model", "NPU kernel and LMDeploy's default on 910B1 to B4: modelled"),
     "cannbench": ("bench_cannbench", "CANN-Bench's rotary task: its cases, score and times"),
     "npu": ("bench_npu", "NPU kernel and its peers on an NPU: measured by device events"),

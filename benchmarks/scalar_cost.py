@@ -1,10 +1,11 @@
 """What the scalar unit does for a launch, from counts of the kernel's own instructions.
 
-The counts are of some launches (results/scalar.json, by `python -m benchmarks scalar`); others take
+The counts of some two hundred launches are kept (results/scalar.json, by `python -m benchmarks
+scalar`); others take
 
     a + b * vector instructions + c * transfers,
 
-fitted to the counted launches of their order of rows.
+fitted to the counted launches of their dtype and order of rows.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Scalar:
         moves = core.counters.loads + core.counters.stores
         return self.launch + self.vector * vector + self.move * moves
 
+    def scaled(self, by: float) -> Scalar:
+        return Scalar(*(by * part for part in dataclasses.astuple(self)))
+
 
 def fit(rows: list[Row]) -> Scalar:
     """Least relative squares, none of the three below zero."""
@@ -49,15 +53,38 @@ def fit(rows: list[Row]) -> Scalar:
         del used[int(np.argmin(solved))]
 
 
+def key(geometry: Any, soc: str) -> str:  # noqa: ANN401  a type of _C
+    """A launch as numbers: the chip's cores, then what scalar_count/driver.cpp reads."""
+    g = geometry
+    numbers = [
+        _C.find_chip(soc).cores, int(g.dtype), int(g.table_dtype), int(g.style), g.transpose,
+        g.half_tables, g.cast_tables, g.batch, g.tokens, g.q_heads, g.k_heads, g.head_dim,
+        g.rotary_dim, g.rotary_offset, g.q_in_place, g.k_in_place,
+    ]  # fmt: skip
+    for rows in (g.q, g.k, g.q_out, g.k_out):
+        numbers += [rows.batch, rows.token, rows.head]
+    for table in (g.cos, g.sin):
+        numbers += [table.batch, table.token]
+    return " ".join(str(int(number)) for number in numbers)
+
+
 @functools.cache
-def of_style(style: str) -> Scalar:
-    rows = json.loads((RESULTS / "scalar.json").read_text())["rows"]
-    return fit([row for row in rows if row["style"] == style])
+def counted() -> list[Row]:
+    return json.loads((RESULTS / "scalar.json").read_text())["rows"]
 
 
-STYLE = {_C.Style.half: "half", _C.Style.interleaved: "interleaved",
-         _C.Style.deinterleave: "deinterleave"}  # fmt: skip
+@functools.cache
+def fitted(dtype: str, style: str) -> Scalar:
+    alike = [row for row in counted() if row["style"] == style]
+    return fit([row for row in alike if row["dtype"] == dtype] or alike)
 
 
 def of_trace(trace: Any) -> Scalar:  # noqa: ANN401  simulator.Trace
-    return of_style(STYLE[trace.geometry.style])
+    """As fitted; scaled to core 0's count where the launch was counted."""
+    geometry = trace.geometry
+    scalar = fitted(geometry.dtype.name, geometry.style.name)
+    own = key(geometry, trace.soc)
+    for row in counted():
+        if row["key"] == own:
+            return scalar.scaled(row["instructions"] / scalar.instructions(trace.cores[0]))
+    return scalar
