@@ -48,6 +48,18 @@ ROPE_INLINE void store_vec(void* p, V v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
+/// The first or, Upper, the second half of the lanes. (A memcpy would go through memory.)
+template <int Upper, class H, class V, int... Lane>
+ROPE_INLINE H half_of(V v, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(v, v, (Lane + Upper * int{sizeof...(Lane)})...);
+}
+template <int N, class V>
+ROPE_INLINE void store_halves(void* p, void* q, V v) {
+  using H = Vec<uint16_t, N>;
+  store_vec(p, half_of<0, H>(v, std::make_integer_sequence<int, N>()));
+  store_vec(q, half_of<1, H>(v, std::make_integer_sequence<int, N>()));
+}
+
 /// Two neighbouring vectors, 2 * N lanes.
 template <class E, int N>
 struct Two {
@@ -284,9 +296,7 @@ struct BFloat16 {
   }
   template <int N>
   static ROPE_INLINE void store(Element* p, Element* q, Two<float, N> v) {
-    const auto elements = narrow(v);
-    std::memcpy(p, &elements, N * sizeof(Element));
-    std::memcpy(q, reinterpret_cast<const Element*>(&elements) + N, N * sizeof(Element));
+    store_halves<N>(p, q, narrow(v));
   }
 
   template <class U, int N = sizeof(U) / 4>

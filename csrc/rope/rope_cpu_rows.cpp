@@ -10,9 +10,10 @@ namespace {
 
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
-constexpr int64_t kBlockTokens = 32;
+constexpr int64_t kBlockTokens = 8;
 constexpr int64_t kGroupHeads = 16;  // of one token, rotated together
 constexpr int64_t kLineBytes = 64;
+constexpr int kIntoL2 = 2;  // of __builtin_prefetch: L1 has too few misses in flight
 
 /// From which order to which a row is rotated.
 enum class Order { kHalf, kInterleaved, kInterleavedToHalf, kHalfToInterleaved };
@@ -104,6 +105,7 @@ struct Rotation {
 
   struct Prepared {
     const Compute* values;
+    Compute* end;
     bool pairwise;
   };
 
@@ -158,15 +160,20 @@ struct Rotation {
   }
 
   /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
-  /// may be the same unless the order changes.
+  /// may be the same unless the order changes. Prefetches what lies `ahead` elements further.
   static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
                                        int64_t y_stride, int64_t heads, int64_t pairs,
                                        Prepared table, int64_t ahead) {
     if constexpr (kPairwise) {
       if (table.pairwise) {  // little arithmetic: head by head, as memory likes it
         for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
+          if (ahead) {
+            for (int64_t i = 0; i < 2 * pairs; i += kLineBytes / sizeof(Element)) {
+              __builtin_prefetch(x + ahead + i, 0, kIntoL2);
+            }
+          }
           for_each_step(pairs, [&](auto step, int64_t first) {
-            rotate_pairs(step, x, y, pairs, first, table.values + 4 * first);
+            rotate_pairs(step, x, y, pairs, first, table.values + 2 * first);
           });
         }
         return;
@@ -188,8 +195,10 @@ struct Rotation {
     const auto cos2 = Table::template load<N>(table + 4 * N);
     const auto sin2 = Table::template load<N>(table + 6 * N);
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
-      __builtin_prefetch(x + first + ahead);
-      __builtin_prefetch(x + pairs + first + ahead);
+      if (ahead) {
+        __builtin_prefetch(x + first + ahead, 0, kIntoL2);
+        __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
+      }
       Two<Compute, N> x1, x2;
       if constexpr (reads_interleaved(order)) {
         const auto u = to_pairs(T::template load<N>(x + 2 * first));
@@ -225,8 +234,10 @@ struct Rotation {
     const auto cos = Table::template load<N>(table);
     const auto sin = Table::template load<N>(table + 2 * N);
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
-      __builtin_prefetch(x + first + ahead);
-      __builtin_prefetch(x + pairs + first + ahead);
+      if (ahead) {
+        __builtin_prefetch(x + first + ahead, 0, kIntoL2);
+        __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
+      }
       Two<Compute, N> u, partner;
       if constexpr (reads_interleaved(order)) {
         u = to_pairs(T::template load<N>(x + 2 * first));
@@ -250,9 +261,13 @@ struct Rotation {
     }
   }
 
-  static ROPE_INLINE void rotate_pairs(Single step, const Element* x, Element* y, int64_t pairs,
+  static ROPE_INLINE void rotate_pairs(Single, const Element* x, Element* y, int64_t pairs,
                                        int64_t pair, const Compute* table) {
-    rotate_step(step, x, y, 0, 0, 1, pairs, pair, table, 0);
+    Element entry[4];
+    std::memcpy(entry, table, sizeof(entry));
+    const Compute values[] = {T::read(&entry[0]), T::read(&entry[3]), T::read(&entry[1]),
+                              T::read(&entry[2])};
+    rotate_step(Single(), x, y, 0, 0, 1, pairs, pair, values, 0);
   }
 
   template <int N>
@@ -286,9 +301,7 @@ struct Rotation {
     if constexpr (writes_interleaved(order)) {
       store_vec(y + 2 * first, T::template as_pairs<N>(v));
     } else {
-      std::memcpy(y + first, &v, sizeof(v) / 2);
-      std::memcpy(y + pairs + first, reinterpret_cast<const char*>(&v) + sizeof(v) / 2,
-                  sizeof(v) / 2);
+      store_halves<N>(y + first, y + pairs + first, v);
     }
   }
 
@@ -356,10 +369,11 @@ struct Rotation {
     const bool transpose = geometry.transpose;
     const bool pairwise = kPairwise && moderate_or_zero(cos, size) && moderate_or_zero(sin, size);
 
+    const int64_t floats = pairwise ? 2 : 4;  // of a pair
     for_each_step(pairs, [&](auto step, int64_t first) {
-      arrange(step, cos, sin, first, second, dealt, transpose, pairwise, table + 4 * first);
+      arrange(step, cos, sin, first, second, dealt, transpose, pairwise, table + floats * first);
     });
-    return {table, pairwise};
+    return {table, table + floats * pairs, pairwise};
   }
 
   static bool moderate_or_zero(const Compute* row, int64_t size) {
@@ -442,14 +456,24 @@ struct Rotation {
   }
 
   static ROPE_INLINE void arrange(Single, const Compute* cos, const Compute* sin, int64_t pair,
-                                  int64_t second, bool dealt, bool transpose, bool,
+                                  int64_t second, bool dealt, bool transpose, bool pairwise,
                                   Compute* table) {
     const int64_t i1 = dealt ? 2 * pair : pair;
     const int64_t i2 = dealt ? 2 * pair + 1 : second + pair;
+    const Compute sin1 = transpose ? sin[i2] : -sin[i1], sin2 = transpose ? -sin[i1] : sin[i2];
+    if (pairwise) {
+      Element entry[4];
+      T::write(&entry[0], cos[i1]);
+      T::write(&entry[1], sin1);
+      T::write(&entry[2], sin2);
+      T::write(&entry[3], cos[i2]);
+      std::memcpy(table, entry, sizeof(entry));
+      return;
+    }
     table[0] = cos[i1];
     table[1] = cos[i2];
-    table[2] = transpose ? sin[i2] : -sin[i1];
-    table[3] = transpose ? -sin[i1] : sin[i2];
+    table[2] = sin1;
+    table[3] = sin2;
   }
 
   /// One of q and k: its rows of a block of tokens.
@@ -472,6 +496,8 @@ struct Rotation {
     const bool by_head = from.token < from.head;
     const int64_t outer_size = by_head ? rows.heads : rows.tokens;
     const int64_t inner_size = by_head ? rows.tokens : rows.heads;
+    // Where rows follow each other in memory, the hardware prefetches better than instructions do.
+    const bool contiguous = from.head == geometry.head_dim && from.token == rows.heads * from.head;
     const int64_t outer_step = by_head ? group : 1, inner_step = by_head ? 1 : group;
     const auto place = [&](RowStrides strides, int64_t outer, int64_t inner) {
       return by_head ? inner * strides.token + outer * strides.head
@@ -489,7 +515,7 @@ struct Rotation {
       Element* y = rows.y + place(to, outer, inner);
       const Element* next =
           next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
-      const int64_t ahead = distance(x, next);
+      const int64_t ahead = !contiguous ? distance(x, next) : 0;
       const Prepared table = tables[token];
       if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
         copy_through(geometry, x, y, from.head, to.head, heads);
@@ -553,9 +579,10 @@ struct Rotation {
     for (int64_t token = range.token_begin; token < range.token_end; token += block) {
       const int64_t left = range.token_end - token;
       const int64_t tokens = left < block ? left : block;
+      Compute* end = values;
       for (int64_t i = 0; i < tokens; ++i) {
-        tables[i] =
-            prepare_table(geometry, pointers, range.batch, token + i, values + i * table_size);
+        tables[i] = prepare_table(geometry, pointers, range.batch, token + i, end);
+        end = tables[i].end;
       }
       Rows q = rows_of(pointers.q, pointers.q_out, geometry.q, geometry.q_out, geometry.q_in_place,
                        range.batch, token, range.q_head_begin, range.q_head_end, tokens);
