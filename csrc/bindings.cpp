@@ -1,14 +1,17 @@
-// Module _C. Loading it registers the operators. What it binds is for tests and benchmarks: the
-// plan, and the simulated launch of the Ascend C kernel.
+// Module _C. Loading it registers the operators. What it binds is for tests and benchmarks (the
+// plan, and the simulated launch of the Ascend C kernel) and for npu_rope.lmdeploy.
 #include <ATen/core/grad_mode.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/api/include/torch/version.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "npu/chip.h"
 #include "rope/rope_args.h"
 #include "rope/rope_entries.h"
 #include "rope/rope_forms.h"
+#include "rope/rope_layer.h"
 #include "rope/rope_plan.h"
 #include "simulator/ascendc/simulator.h"
 
@@ -292,6 +295,36 @@ void bind_simulator(py::module_& module) {
              py::arg("soc"), py::arg("events") = false, py::arg("threads") = 0);
 }
 
+// What LMDeploy's layer calls for each of its layers: arguments are read here by hand, since a
+// signature with names costs as much as the call. A tuple, or a string that says why not.
+py::object try_apply_py(py::handle q, py::handle k, py::handle cos, py::handle sin, bool in_place,
+                        py::handle q_out, py::handle k_out, int64_t rotary_dim, bool interleaved,
+                        bool deinterleave, bool cast_tables, bool round_each) {
+  for (const py::handle x : {q, k, cos, sin}) {
+    if (!THPVariable_Check(x.ptr())) return py::str("q, k, cos and sin are not all tensors");
+  }
+  const auto tensor = [](py::handle x) -> const at::Tensor& { return THPVariable_Unpack(x.ptr()); };
+  RopeTarget target{in_place, std::nullopt, std::nullopt};
+  if (!q_out.is_none()) target.q_out = tensor(q_out);
+  if (!k_out.is_none()) target.k_out = tensor(k_out);
+  RopeOptions options{{}, std::nullopt, 0, interleaved, deinterleave, cast_tables, round_each};
+  if (rotary_dim > 0) options.rotary_dim = rotary_dim;
+  RopeResult result;
+  {
+    const py::gil_scoped_release release;
+    result = try_apply(tensor(q), tensor(k), tensor(cos), tensor(sin), target, options);
+  }
+  if (const auto* const refusal = std::get_if<std::string>(&result)) return py::str(*refusal);
+  const auto& [q_rows, k_rows] = std::get<1>(result);
+  return py::make_tuple(q_rows, k_rows);
+}
+
+void bind_layer(py::module_& module) {
+  module.def("try_apply", torch::wrap_pybind_function(&try_apply_py));
+  module.def("npu_library_problem", &npu_library_problem);
+  module.def("npu_chip_problem", &npu_chip_problem);
+}
+
 }  // namespace
 }  // namespace npu_rope
 
@@ -299,4 +332,5 @@ PYBIND11_MODULE(_C, module) {
   module.attr("built_for_torch") = TORCH_VERSION;
   npu_rope::bind_plan(module);
   npu_rope::bind_simulator(module);
+  npu_rope::bind_layer(module);
 }

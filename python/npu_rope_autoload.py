@@ -1,6 +1,6 @@
 """The `torch.backends` entry point: `import torch` runs install() in every process.
 
-It puts one finder on sys.meta_path, which lets every import pass but the three in WATCHED. After
+It puts one finder on sys.meta_path, which lets every import pass but the few in WATCHED. After
 one of those has been executed, npu_rope.lmdeploy takes its place in it. Until then nothing of
 npu_rope is loaded, and nothing of LMDeploy ever is from here. The standard library alone, and no
 module of the package npu_rope, because an exception in here would break `import torch`.
@@ -19,8 +19,21 @@ from typing import Any
 
 REGISTRY = "dlinfer.vendor.ascend.torch_npu_ops"
 LAYER = "lmdeploy.pytorch.backends.dlinfer.apply_rotary_emb"
-ANGLES = "lmdeploy.pytorch.models.qwen2_5_vl"
-WATCHED = frozenset((REGISTRY, LAYER, ANGLES))
+MODELS = tuple(
+    f"lmdeploy.pytorch.models.{name}"
+    for name in (
+        "chatglm2",
+        "deepseek_v2",
+        "deepseek_v32",
+        "glm4",
+        "glm_moe_dsa",
+        "kimi_k25_vision",
+        "kimi_k2_language",
+        "llama4",
+        "qwen2_5_vl",
+    )
+)
+WATCHED = frozenset((REGISTRY, LAYER, *MODELS))  # the modules of npu_rope.lmdeploy.PATCHES
 
 SWITCH = "NPU_ROPE_LMDEPLOY"
 
@@ -31,16 +44,22 @@ logger = logging.getLogger("lmdeploy.npu_rope")
 class Finder(MetaPathFinder):
     """Finds a watched module as the finders behind it do, and has it announced when executed."""
 
+    is_npu_rope_s = True  # by which another copy of this module knows it
+
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name not in WATCHED:
             return None
-        for finder in sys.meta_path:
-            if finder is not self and hasattr(finder, "find_spec"):
+        finders = [*sys.meta_path]
+        if self not in finders:
+            return None
+        for finder in finders[finders.index(self) + 1 :]:
+            if hasattr(finder, "find_spec"):
                 spec = finder.find_spec(name, path, target)
                 if spec is not None:
-                    if hasattr(spec.loader, "exec_module"):
+                    announced = getattr(spec.loader, "is_npu_rope_s", False)
+                    if hasattr(spec.loader, "exec_module") and not announced:
                         spec.loader = AnnouncingLoader(spec.loader)
                     return spec
         return None
@@ -48,6 +67,8 @@ class Finder(MetaPathFinder):
 
 class AnnouncingLoader(Loader):
     """Loads by another loader, to which the module belongs from before its first line is run."""
+
+    is_npu_rope_s = True
 
     def __init__(self, loader: Any) -> None:  # noqa: ANN401  whatever the finder gave
         self.loader = loader
@@ -83,13 +104,12 @@ def announce(name: str) -> None:
 
 def install(whatever_the_switch: bool = False) -> None:
     """What the entry point names. Once in a process, however often it is called."""
-    if (whatever_the_switch or switched_on()) and _FINDER not in sys.meta_path:
+    if (whatever_the_switch or switched_on()) and not installed():
         sys.meta_path.insert(0, _FINDER)
 
 
 def uninstall() -> None:
-    if _FINDER in sys.meta_path:
-        sys.meta_path.remove(_FINDER)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
 
 
 def switched_on() -> bool:
@@ -97,4 +117,8 @@ def switched_on() -> bool:
 
 
 def installed() -> bool:
-    return _FINDER in sys.meta_path
+    return any(map(_is_ours, sys.meta_path))
+
+
+def _is_ours(finder: object) -> bool:
+    return getattr(finder, "is_npu_rope_s", False) is True

@@ -48,15 +48,16 @@ class DlinferApplyRotaryEmbImpl:
 """,
     "lmdeploy/pytorch/models/qwen2_5_vl.py": """
 class Qwen2_5_VLForConditionalGeneration:
-    def forward(self, vis_pos_emb=None):
-        return vis_pos_emb.to(__import__("torch").bfloat16)
+    def forward(self, vis_pos_emb=None, dtype=__import__("torch").bfloat16):
+        return vis_pos_emb.to(dtype)
 """,
 }
 BEGIN = """
 import importlib, sys, threading
 import torch, npu_rope_autoload
 npu_rope_autoload.install()  # as `import torch` does by the entry point
-REGISTRY, LAYER, ANGLES = (getattr(npu_rope_autoload, n) for n in ("REGISTRY", "LAYER", "ANGLES"))
+REGISTRY, LAYER = npu_rope_autoload.REGISTRY, npu_rope_autoload.LAYER
+ANGLES = "lmdeploy.pytorch.models.qwen2_5_vl"
 q, half = torch.ones(3, 2, 8), torch.ones(3, 8)
 def layer():
     return importlib.import_module(LAYER).DlinferApplyRotaryEmbImpl
@@ -73,6 +74,13 @@ def site(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def forget() -> None:
+    """As if npu_rope.lmdeploy had not been imported."""
+    for name in [name for name in sys.modules if name.startswith("npu_rope.lmdeploy")]:
+        del sys.modules[name]
+    vars(npu_rope).pop("lmdeploy", None)
+
+
 def run(site: Path, program: str, **env: str) -> str:
     """Runs it in a child, forked from here to save importing torch; what it logs as a warning."""
     reader, writer = os.pipe()
@@ -83,11 +91,10 @@ def run(site: Path, program: str, **env: str) -> str:
             try:
                 os.environ.update({**SWITCH, **env})
                 sys.path.insert(0, str(site))
-                if sys.modules.pop("npu_rope.lmdeploy", None):  # another test's
-                    del npu_rope.lmdeploy
+                forget()  # another test's
                 logging.getLogger().handlers.clear()
                 npu_rope_autoload.uninstall()
-                exec(BEGIN + program, {})
+                exec(BEGIN + program, {"forget": forget})
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -127,7 +134,7 @@ lmdeploy.disable()
 lmdeploy.enable()
 lmdeploy.enable()
 assert [place.__wrapped__ for place in places()] == originals and npu_rope_autoload.installed()
-lmdeploy.enable(angles=False)
+lmdeploy.enable(without=["angles"])
 assert model().forward(vis_pos_emb=half).dtype == torch.bfloat16
 """,
     )
@@ -163,6 +170,47 @@ assert layer() is not first and ours(layer()), "a reloaded module is patched aga
 assert layer().forward.__wrapped__ is not first.forward.__wrapped__
 """,
     )
+
+
+def test_a_second_copy_of_the_hook_neither_recurses_nor_hooks_again(site: Path) -> None:
+    """As importlib.reload makes one, or the same file under another name, or an older one."""
+    run(
+        site,
+        """
+import importlib.util
+spec = importlib.util.spec_from_file_location("another_copy", npu_rope_autoload.__file__)
+copy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(copy)
+copy.install()
+first = npu_rope_autoload._FINDER
+importlib.reload(npu_rope_autoload).install()
+ours = lambda: [finder for finder in sys.meta_path if hasattr(finder, "is_npu_rope_s")]
+assert ours() == [first] and copy.installed() and npu_rope_autoload.installed()
+sys.meta_path[:0] = [copy._FINDER, npu_rope_autoload._FINDER]  # as if both had not looked
+assert not hasattr(layer().forward.__wrapped__, "__wrapped__"), "wrapped once"
+npu_rope_autoload.uninstall()
+assert ours() == []
+""",
+    )
+
+
+def test_a_second_copy_of_the_drop_in_takes_nothing_again(site: Path) -> None:
+    run(
+        site,
+        """
+taken = layer().forward
+forget()
+from npu_rope import lmdeploy
+lmdeploy.enable()
+assert layer().forward is taken
+""",
+    )
+
+
+def test_the_modules_that_are_watched_are_those_that_are_patched() -> None:
+    from npu_rope.lmdeploy import PATCHES
+
+    assert {patch.module for patch in PATCHES} == npu_rope_autoload.WATCHED
 
 
 def test_installing_twice_and_from_many_threads_is_once(site: Path) -> None:
@@ -213,8 +261,8 @@ def test_a_dlinfer_without_the_names_is_left_alone_and_says_why(site: Path) -> N
     name = "lmdeploy/pytorch/backends/dlinfer/apply_rotary_emb.py"
     (site / name).write_text(FILES[name].replace("class Dlinfer", "class Other"))
     logged = run(site, "assert importlib.import_module(LAYER).OtherApplyRotaryEmbImpl")
-    assert "knows no vendor_ops_registry.apply_rotary_pos_emb in this version of dlinfer" in logged
-    assert "knows no DlinferApplyRotaryEmbImpl.forward in this version of lmdeploy" in logged
+    assert "vendor_ops_registry.apply_rotary_pos_emb as it is: it is not there" in logged
+    assert "DlinferApplyRotaryEmbImpl.forward as it is: it is not there" in logged
 
 
 def test_a_broken_install_says_so_once(site: Path) -> None:
@@ -264,6 +312,170 @@ assert cls().forward(q, q, half, half) == ("theirs", "the default")
     assert "was replaced again" in logged
 
 
+ERRORS = """
+from torch.utils._python_dispatch import TorchDispatchMode
+class Failing(TorchDispatchMode):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise self.error
+from npu_rope import lmdeploy
+"""
+
+
+def test_what_a_launch_raises_reaches_the_caller_whatever_it_is(site: Path) -> None:
+    """It may be another kernel's failure: the default, called instead, would hide it."""
+    logged = run(
+        site,
+        ERRORS
+        + """
+cls = layer()
+registered = sys.modules[REGISTRY].vendor_ops_registry["apply_rotary_pos_emb"]
+for error in (RuntimeError("an older kernel"), ValueError("x"), TypeError("x"), MemoryError(),
+              NotImplementedError("x"), torch.OutOfMemoryError("no memory"), KeyboardInterrupt()):
+    for call in (cls().forward, registered):
+        try:
+            with Failing(error):
+                call(q, q.clone(), half, half)
+        except BaseException as raised:
+            assert raised is error
+        else:
+            raise AssertionError(f"{error!r} was swallowed")
+    assert ours(cls) and lmdeploy.is_active()
+""",
+    )
+    assert not logged
+
+
+ODD_CALLS = """
+wide = torch.ones(3, 2, 2048)
+both = torch.ones(3, 4, 8)
+odd = {
+    "head_dim": (wide, wide.clone(), torch.ones(3, 2048), torch.ones(3, 2048)),
+    "odd head_dim": (torch.ones(3, 2, 7), torch.ones(3, 2, 7), torch.ones(3, 6), torch.ones(3, 6)),
+    "overlap": (both, both, half, half),
+    "no width": (q, q, half[:, :0], half[:, :0]),
+    "device": (q, q.to("meta"), half, half),
+    "dtype": (q, q.half(), half, half),
+    "integers": (q.int(), q.int(), half, half),
+    "double": (q.double(), q.double(), half, half),
+    "rows": (q, q.clone(), torch.ones(4, 8), torch.ones(4, 8)),
+    "one table": (q, q.clone(), half, half[:2]),
+    "not a tensor": (q, None, half, half),
+    "wide tables": (q, q.clone(), torch.ones(3, 16), torch.ones(3, 16)),
+}
+"""
+
+
+def test_what_the_checks_refuse_is_left_call_by_call_and_said_once(site: Path) -> None:
+    logged = run(
+        site,
+        ERRORS
+        + ODD_CALLS
+        + """
+cls = layer()
+for name, call in odd.items():
+    before = [x.clone() for x in call if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
+    for _ in range(3):
+        assert cls().forward(*call) == "the default", name
+    after = [x for x in call if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
+    assert all(map(torch.equal, before, after)), "nothing was written"
+    assert ours(cls) and lmdeploy.is_active(), "the next one is ours again"
+try:
+    cls().forward(q, q, half, half, another=1)
+except TypeError as error:
+    assert "unexpected keyword argument 'another'" in str(error), "the default's own error"
+else:
+    raise AssertionError
+for tokens in (5, 6, 7):  # one kind, though each has numbers of its own
+    many = torch.ones(tokens, 2, 2048)
+    assert cls().forward(many, many, many[:, 0], many[:, 0]) == "the default"
+count = lmdeploy.patch.counts["layer"]
+assert (count.served, sum(count.left.values())) == (len(odd), 3 * len(odd) + 1 + 3), count
+text = dict((x, finding) for _, x, finding in lmdeploy.status())["  layer"]
+assert text.startswith(f"{len(odd)} calls served; 9 left to LMDeploy: q has head_dim #, expected")
+""",
+    )
+    assert len(logged.splitlines()) == 13
+    assert (
+        "q has head_dim 2048" in logged
+        and "float32[3, 2, 2048] by [4096, 2048, 1] on cpu" in logged
+    )
+
+
+def test_what_the_default_serves_too(site: Path) -> None:
+    """Tensors that can't be written where they lie: rotated to new ones."""
+    run(
+        site,
+        """
+cls = layer()
+with torch.inference_mode():
+    frozen = q.clone()
+got = cls().forward(frozen, frozen.clone(), half, half)
+assert got != "the default" and got[0] is not frozen and torch.equal(frozen, q)
+angles = half.clone().requires_grad_()
+got = cls().forward(q, q.clone(), angles, angles)
+assert got != "the default" and got[0] is not q and got[0].requires_grad
+got[0].sum().backward()
+assert angles.grad is not None
+""",
+    )
+
+
+@pytest.mark.parametrize("line", ["vis_pos_emb.bfloat16()", "self.dtype_of(vis_pos_emb)"])
+def test_angles_of_another_source_are_left_and_said(site: Path, line: str) -> None:
+    name = "lmdeploy/pytorch/models/qwen2_5_vl.py"
+    (site / name).write_text(
+        FILES[name].replace("vis_pos_emb.to(dtype)", line)
+        + "    def dtype_of(self, x):\n        return x.to(__import__('torch').bfloat16)\n"
+    )
+    logged = run(
+        site,
+        """
+layer()
+model = importlib.import_module(ANGLES).Qwen2_5_VLForConditionalGeneration
+assert model().forward(vis_pos_emb=half).dtype == torch.bfloat16
+assert not hasattr(model.forward, "__wrapped__")
+""",
+    )
+    (said,) = logged.splitlines()
+    assert "Qwen2_5_VLForConditionalGeneration.forward as it is: its source has" in said
+
+
+def test_angles_are_plain_tensors_that_everything_can_be_done_with(site: Path) -> None:
+    run(
+        site,
+        """
+import copy
+layer()
+model = importlib.import_module(ANGLES).Qwen2_5_VLForConditionalGeneration
+angles = model().forward(vis_pos_emb=half)
+assert type(angles) is torch.Tensor and angles is half
+assert copy.deepcopy(angles).bfloat16().dtype == torch.bfloat16
+assert model().forward(vis_pos_emb=half.double()).dtype == torch.bfloat16
+""",
+    )
+
+
+def test_an_unknown_switch_is_an_error(site: Path) -> None:
+    logged = run(
+        site,
+        """
+layer()
+from npu_rope import lmdeploy
+try:
+    lmdeploy.enable(without=["layers"])
+except ValueError as error:
+    assert "without names ['layers'], expected some of ['layer', 'registry'," in str(error)
+else:
+    raise AssertionError
+""",
+        NPU_ROPE_LMDEPLOY_WITHOUT="mla, angel",
+    )
+    assert "NPU_ROPE_LMDEPLOY_WITHOUT names ['angel'], expected some of" in logged
+
+
 def test_the_switch(site: Path) -> None:
     for off in ("0", "off", "False"):
         run(
@@ -278,7 +490,7 @@ layer()
 model = importlib.import_module(ANGLES).Qwen2_5_VLForConditionalGeneration
 assert model().forward(vis_pos_emb=half).dtype == torch.bfloat16
 """,
-        NPU_ROPE_LMDEPLOY_ANGLES="0",
+        NPU_ROPE_LMDEPLOY_WITHOUT="angles",
     )
 
 

@@ -57,15 +57,25 @@ class PlanCache {
 constexpr RopeEntry<RopeLaunch> kLaunches[] = {ROPE_ENTRIES(LAUNCH)};
 #undef LAUNCH
 
-void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
+std::shared_ptr<const RopePlan> plan_of(const RopeGeometry& geometry) {
   static PlanCache cache;
-  static const std::string name = "npu_rope::apply";
-  std::shared_ptr<const RopePlan> plan;
   try {
-    plan = cache.find_or_make(geometry, current_chip());
+    return cache.find_or_make(geometry, current_chip());
   } catch (const std::invalid_argument& refused) {
     TORCH_CHECK_NOT_IMPLEMENTED(false, refused.what());
   }
+}
+
+void check_chip() {
+  RopeGeometry smallest{};
+  smallest.batch = smallest.tokens = smallest.q_heads = 1;
+  smallest.head_dim = smallest.rotary_dim = 2;
+  plan_of(smallest);
+}
+
+void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
+  static const std::string name = "npu_rope::apply";
+  const std::shared_ptr<const RopePlan> plan = plan_of(geometry);
   RopeLaunch* const rope = find_entry(kLaunches, geometry.dtype, plan->params);
   TORCH_INTERNAL_ASSERT(rope, "no entry for dtype ", static_cast<int>(geometry.dtype));
   enqueue(name, [rope, plan, p = pointers](aclrtStream stream) {
@@ -81,6 +91,7 @@ void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
 
 extern "C" __attribute__((visibility("default"))) const npu_rope::NpuLibrary*
 npu_rope_npu_library() {
-  static const npu_rope::NpuLibrary library = {at_npu::native::get_npu_format, npu_rope::rope_npu};
+  static const npu_rope::NpuLibrary library = {at_npu::native::get_npu_format, npu_rope::check_chip,
+                                               npu_rope::rope_npu};
   return &library;
 }

@@ -365,10 +365,10 @@ def test_vision_angles_stay_in_float32(patches: int, record_property: Callable[.
 
     ours, angles = vision_in_bfloat16(model, ids, pixels, grid)
     assert angles.dtype == torch.float32
-    drop_in.enable(angles=False)
+    drop_in.enable(without=["angles"])
     rounded, angles = vision_in_bfloat16(model, ids, pixels, grid)
     assert angles.dtype == torch.bfloat16
-    drop_in.enable(angles=True)
+    drop_in.enable(without=[])
     with default():
         theirs, angles = vision_in_bfloat16(model, ids, pixels, grid)
     assert angles.dtype == torch.bfloat16

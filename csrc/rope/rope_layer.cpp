@@ -1,0 +1,117 @@
+#include "rope/rope_layer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+
+#include "npu/library.h"
+#include "rope/rope_forms.h"
+#include "rope/rope_ops.h"
+
+namespace npu_rope {
+namespace {
+
+using at::Tensor;
+
+template <class Check>
+std::string refusal_of(const Check& check) {
+  try {
+    check();
+    return "";
+  } catch (const c10::Error& refused) {  // of a check alone: it touches no device
+    return refused.what_without_backtrace();
+  }
+}
+
+// A fake or functional tensor, or another library's: its own dispatch decides.
+bool is_plain(const Tensor& tensor) {
+  return !tensor.is_meta() && !tensor.unsafeGetTensorImpl()->is_python_dispatch();
+}
+
+bool wants_grad(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
+  return at::GradMode::is_enabled() &&
+         (q.requires_grad() || k.requires_grad() || cos.requires_grad() || sin.requires_grad());
+}
+
+bool is_writable(const Tensor& tensor) {
+  return !tensor.is_inference() || c10::InferenceMode::is_enabled();
+}
+
+// The table in a shape that the operator takes beside q: [S, W] for every batch, or the rows' shape
+// without their heads; undefined where it has not one row for each token.
+Tensor shaped(const Tensor& table, const Tensor& q) {
+  if (q.dim() < 3 || table.dim() < 2) return Tensor();
+  if (table.dim() == 2 && table.sizes()[0] == q.sizes()[q.dim() - 3]) return table;
+  at::DimVector sizes(q.sizes().begin(), q.sizes().end() - 2);
+  const int64_t rows = c10::multiply_integers(table.sizes().slice(0, table.dim() - 1));
+  if (rows != c10::multiply_integers(sizes)) return Tensor();
+  sizes.push_back(table.sizes().back());
+  return table.sizes() == at::IntArrayRef(sizes) ? table : table.reshape(sizes);
+}
+
+}  // namespace
+
+const std::string& npu_library_problem() {
+  static const std::string problem = refusal_of([] { npu_library(); });
+  return problem;
+}
+
+const std::string& npu_chip_problem() {
+  static const std::string problem = refusal_of([] { npu_library().check_chip(); });
+  return problem;
+}
+
+RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                     const RopeTarget& target, const RopeOptions& options) {
+  if (!is_plain(q) || !is_plain(k) || !is_plain(cos) || !is_plain(sin)) {
+    return "a tensor is fake, meta or a subclass with a dispatch of its own";
+  }
+  if (q.scalar_type() == at::kDouble) return "q is Double, which the default is left to";
+  if (q.is_privateuseone()) {
+    if (!npu_library_problem().empty()) return npu_library_problem();
+    if (!npu_chip_problem().empty()) return npu_chip_problem();
+  }
+  const Tensor cos_rows = shaped(cos, q), sin_rows = shaped(sin, q);
+  if (!cos_rows.defined() || !sin_rows.defined()) return "a table has not one row for each token";
+
+  const bool grad = wants_grad(q, k, cos, sin);
+  const bool over_q = target.in_place && !grad && is_writable(q) && q.is_contiguous();
+  const bool over_k = target.in_place && !grad && is_writable(k) && k.is_contiguous();
+  const bool into = target.q_out.has_value() && target.k_out.has_value();
+  if (into && (grad || !is_writable(*target.q_out) || !is_writable(*target.k_out))) {
+    return "a gradient is asked for, or an output is an inference tensor outside inference mode";
+  }
+  const bool in_place = over_q && over_k;
+  Tensor q_out, k_out;  // of the form with outputs
+  if (into) {
+    q_out = *target.q_out;
+    k_out = *target.k_out;
+  } else if (over_q != over_k) {
+    q_out = over_q ? q : at::empty(q.sizes(), q.options());
+    k_out = over_k ? k : at::empty(k.sizes(), k.options());
+  }
+  std::string refusal = refusal_of([&] {
+    check_inputs<int64_t>(q, k, cos_rows, sin_rows, options, kInputNames);
+    check_formats(q, k, cos_rows, sin_rows, kInputNames);
+    if (in_place) check_overlap(q, k, cos_rows, sin_rows, q, k);
+    if (!q_out.defined()) return;
+    check_outputs<int64_t>(q, k, q_out, k_out);
+    check_format(q_out, "q_out");
+    check_format(k_out, "k_out");
+    check_overlap(q, k, cos_rows, sin_rows, q_out, k_out);
+  });
+  if (!refusal.empty()) return refusal;
+
+  if (q_out.defined()) {
+    RopeCalls::apply_out(q, k, cos_rows, sin_rows, options, q_out, k_out);
+    return std::tuple(std::move(q_out), std::move(k_out));
+  }
+  if (!in_place) return RopeCalls::apply(q, k, cos_rows, sin_rows, options);
+  Tensor q_in = q, k_in = k;
+  RopeCalls::apply_(q_in, k_in, cos_rows, sin_rows, options);
+  return std::tuple(std::move(q_in), std::move(k_in));
+}
+
+}  // namespace npu_rope

@@ -1,0 +1,122 @@
+"""What is rotated, and how: each call of LMDeploy's as one launch of the operator.
+
+Every function here takes what LMDeploy has at hand and returns the rotated pair, or a string that
+says why this call is not the operator's. The string is an answer of checks: nothing was launched or
+written. An exception is none of that, and nobody here catches one: it may be the failure of another
+kernel, which torch_npu's task queue raises in whatever is called next.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from npu_rope import _C
+
+Pair = tuple[Tensor, Tensor]
+
+ROUNDING = (False, False)
+"""cast_tables: tables of another dtype than q's are used as they are, in float32 (what the caller
+has rounded already comes in q's dtype). round_each: one rounding at the end, not one for each
+product and sum."""
+
+
+def layer(
+    query: Tensor,
+    key: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    inplace: bool,
+    complex_mode: bool,
+    native_layout: bool,
+) -> Pair | str:
+    """DlinferApplyRotaryEmbImpl.forward, in all its versions.
+
+    In place, a caller gives q and k away and goes on with what is returned, which attention
+    overwrites in turn. So rows that lie dense are rotated where they are, and slices of a packed
+    QKV come out as contiguous tensors of their own; both are what the default returns.
+
+    complex_mode: adjacent pairs, by half tables; the result is in pairs again, as LMDeploy's other
+    backends have it, and in half order only for a caller who asks for the native layout.
+    """
+    if not complex_mode:
+        return _C.try_apply(query, key, cos, sin, inplace, None, None, 0, False, False, *ROUNDING)
+    if 2 * cos.shape[-1] != query.shape[-1]:
+        return "complex_mode with full tables, whose order is not the same on every backend"
+    outs = (query, key) if inplace else (None, None)
+    width = query.shape[-1]
+    return _C.try_apply(query, key, cos, sin, False, *outs, width, True, native_layout, *ROUNDING)
+
+
+def registered(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *unused: object) -> Pair | str:
+    """dlinfer's registry entry: (q, k, cos, sin), before 0.1.8 with two more, both None.
+
+    The default's fused kernel writes over dense rows of 128, whatever its schema says, and LMDeploy
+    has a caller that relies on it; so do we. All else is left as it came.
+    """
+    if any(argument is not None for argument in unused):
+        return "more arguments than q, k, cos and sin"
+    over = all(isinstance(x, Tensor) and x.shape[-1:] == (128,) for x in (query, cos))
+    return _C.try_apply(query, key, cos, sin, over, None, None, 0, False, False, *ROUNDING)
+
+
+def into(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, query_out: Tensor, key_out: Tensor
+) -> Pair | str:
+    """MLA: the rotary slices, straight into the rows that attention reads."""
+    return _C.try_apply(query, key, cos, sin, False, query_out, key_out, 0, False, False, *ROUNDING)
+
+
+def pairs_in_place(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair | str:
+    """GLM-4, ChatGLM: adjacent pairs of the first half of every row, where they lie.
+
+    The tables are cat(f, f), as LMDeploy makes all of its own: their first halves serve pairs.
+    """
+    width = cos.shape[-1]
+    if 2 * width != query.shape[-1]:
+        return f"tables {width} wide, expected half of head_dim {query.shape[-1]}"
+    cos, sin = cos[..., : width // 2], sin[..., : width // 2]
+    return _C.try_apply(query, key, cos, sin, False, query, key, width, True, False, *ROUNDING)
+
+
+def fill_rope(states: Tensor, rope: Tensor) -> Tensor:
+    """GLM-4's and ChatGLM's _fill_rope, as pairs_in_place leaves the rows."""
+    pairs = rope.unflatten(-1, (2, -1)).transpose(-2, -1).flatten(-2, -1)
+    states[..., : pairs.shape[-1]].copy_(pairs)
+    return states
+
+
+def pairs(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair | str:
+    """Llama-4's text: adjacent pairs of whole rows, to new tensors. Tables as in pairs_in_place."""
+    width = cos.shape[-1]
+    if width != query.shape[-1]:
+        return f"tables {width} wide, expected head_dim {query.shape[-1]}"
+    cos, sin = cos[..., : width // 2], sin[..., : width // 2]
+    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *ROUNDING)
+
+
+def complex_pairs(query: Tensor, key: Tensor, freqs: Tensor) -> Pair | str:
+    """The vision towers of Llama-4 and Kimi-K2.5: adjacent pairs times cos + i sin, in float32."""
+    if not isinstance(freqs, Tensor) or freqs.dtype != torch.complex64:
+        return "freqs is no complex64 tensor"
+    width = 2 * freqs.shape[-1]
+    if width != query.shape[-1]:
+        return f"freqs is {freqs.shape[-1]} wide, expected half of head_dim {query.shape[-1]}"
+    cos, sin = _real_and_imaginary(freqs)
+    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *ROUNDING)
+
+
+def _real_and_imaginary(freqs: Tensor) -> Pair:
+    """Dense, [tokens, width]: made once for a tensor, which every layer of a tower is handed.
+
+    Kept with the tensor, unless a graph is captured, whose memory is filled by its replays alone.
+    """
+    kept = getattr(freqs, "_npu_rope_tables", None)
+    if kept is not None:
+        return kept
+    rows = torch.view_as_real(freqs).reshape(-1, freqs.shape[-1], 2)
+    tables = rows[..., 0].contiguous(), rows[..., 1].contiguous()
+    npu = getattr(torch, "npu", None)
+    if freqs.device.type != "npu" or not npu.is_current_stream_capturing():
+        freqs._npu_rope_tables = tables
+    return tables
