@@ -2,7 +2,8 @@
 
 dlinfer changes torch for the whole process, so each file of tests/lmdeploy is run by a pytest of
 its own, in which `import lmdeploy` finds the packages that tests/lmdeploy/packages.py has brought.
-The newest pair goes through every file. For the other pairs of the compatibility table:
+The newest pair goes through every file, the newest that can serve through what depends on versions.
+For the other pairs of the compatibility table:
 
     NPU_ROPE_LMDEPLOY_PAIRS=all python -m pytest tests/test_lmdeploy.py
 """
@@ -23,8 +24,9 @@ sys.path.append(str(HERE))
 import packages  # noqa: E402
 
 
-def run(file: str, pair: tuple[str, str], npu: bool = False) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / file]
+def run(pair: tuple[str, str], *files: str, npu: bool = False) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [HERE / file for file in files]
     if npu:
         command = [sys.executable, "-m", "npu_rope", "simulate", "--", *command]
     result = subprocess.run(
@@ -39,20 +41,24 @@ def run(file: str, pair: tuple[str, str], npu: bool = False) -> None:
     assert re.search(r"\b[1-9]\d* passed", result.stdout)
 
 
-@pytest.mark.parametrize("file", ["layer.py", "models.py", "processes.py"])
-def test_newest_pair(file: str) -> None:
-    run(file, packages.NEWEST)
+@pytest.mark.parametrize("files", [("layer.py", "steps.py", "models.py"), ("processes.py",)])
+def test_newest_pair(files: tuple[str, ...]) -> None:
+    run(packages.NEWEST, *files)
 
 
 def test_newest_pair_on_npu_tensors() -> None:
-    run("npu.py", packages.NEWEST, npu=True)
+    run(packages.NEWEST, "npu.py", npu=True)
+
+
+def test_newest_pair_that_can_serve() -> None:
+    run(packages.SERVING, "pair.py", "steps.py")
 
 
 def test_doctor_s_table_is_what_is_tested() -> None:
     from npu_rope.lmdeploy import TESTED
 
     table = {(lmdeploy, dlinfer) for lmdeploy, many in TESTED.items() for dlinfer in many}
-    assert table == {packages.NEWEST, *packages.OLDER}
+    assert table == {packages.NEWEST, packages.SERVING, *packages.OLDER}
 
 
 older = pytest.mark.skipif(
@@ -63,4 +69,4 @@ older = pytest.mark.skipif(
 @older
 @pytest.mark.parametrize("pair", packages.OLDER, ids=" x ".join)
 def test_older_pair(pair: tuple[str, str]) -> None:
-    run("pair.py", pair)
+    run(pair, "pair.py")

@@ -311,33 +311,54 @@ def test_graph_mode_is_left_alone(layer: torch.nn.Module, monkeypatch: pytest.Mo
     assert "npu_rope" not in ours
 
 
-def test_an_error_of_the_operator_leaves_the_default_serving(
-    layer: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    q, k, cos, sin = Case("", 80, 12, strided=True).inputs()
+def test_adjacent_pairs_are_lmdeploy_s_and_turn_back(layer: torch.nn.Module) -> None:
+    """As DeepSeek-V4 uses them: its output is rotated back, by -sin, so they have to be pairs."""
+    from lmdeploy.pytorch.backends.default.apply_rotary_emb import DefaultApplyRotaryEmbImpl
+
+    q, k = torch.randn(TOKENS, 4, 64), torch.randn(TOKENS, 1, 64)
+    cos, sin = (x[:, :32] for x in tables(TOKENS, 64, torch.float32))
+    there = layer(q, k, cos, sin, inplace=False, complex_mode=True)
+    names = launches(lambda: layer(q, k, cos, sin, inplace=False, complex_mode=True))
+    assert len(names) == 1 and names[0] in OURS
+    expected = DefaultApplyRotaryEmbImpl().forward(q, k, cos, sin, False, complex_mode=True)
+    back = layer(*there, cos, -sin, inplace=False, complex_mode=True)
+    for got, wanted in zip((*there, *back), (*expected, q, k), strict=True):
+        # two products and a sum, each rounded, there and back; values up to about 5
+        assert (got - wanted).abs().max() < 4 * 5 * torch.finfo(torch.float32).eps
+    x = torch.randn(1, TOKENS, 4, 128)
+    rope, before = x[..., -64:], x.clone()
+    layer.forward_single(rope, cos, sin, inplace=True, complex_mode=True)
+    layer.forward_single(rope, cos, -sin, inplace=True, complex_mode=True)
+    assert torch.equal(x[..., :64], before[..., :64]) and (x - before).abs().max() < 4e-6
+
+
+def test_what_the_operator_refuses_is_the_default_s(layer: torch.nn.Module) -> None:
+    """That call alone; float32 tables too, which are cast for LMDeploy's own operator."""
+    q, k = torch.randn(TOKENS, 2, 2048).bfloat16(), torch.randn(TOKENS, 1, 2048).bfloat16()
+    cos, sin = tables(TOKENS, 2048)
     with default():
         expected = layer(q, k, cos, sin)
+    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+        names = launches(lambda: layer(q, k, cos, sin))
+        assert not {*names} & {*OURS} and len(names) == 10
+        assert equal(layer(q, k, *tables(TOKENS, 2048, dtype)), expected)
+        call = Case("", 80, 12, strided=True).inputs()
+        assert launches(lambda: layer(*call)) == OURS[:1] and drop_in.is_active()  # noqa: B023
 
-    def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("no such kernel\nat all")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(drop_in, "_rotate", broken)
-        patch.setattr(drop_in.logger, "parent", None)
-        patch.setattr(drop_in.logger, "handlers", [caplog.handler])
-        for wide in (False, True, True):  # float32 tables too: cast for the default
-            assert equal(
-                layer(q, k, *((cos.float(), sin.float()) if wide else (cos, sin))), expected
-            )
-        assert not drop_in.is_active()
-        assert registered()(q, k, cos, sin)[0].shape == (1, *q.shape)
-    assert [record.getMessage() for record in caplog.records] == [
-        "npu_rope steps aside, LMDeploy's own operator serves: RuntimeError: no such kernel"
-    ]
-    status = drop_in.status()
-    assert ("no", "  stepped aside", "RuntimeError: no such kernel") in status
-    assert ("ok", "LMDeploy", "0.18.0 with dlinfer-ascend 0.2.7: a tested pair") in status
-    trial = "in a new process, LMDeploy's Ascend layer runs npu_rope's operator"
-    assert ("ok", "  trial", trial) in status
-    drop_in.enable()
-    assert drop_in.is_active() and launches(lambda: layer(q, k, cos, sin)) == OURS[:1]
+def test_status_tells_of_the_pair_the_process_and_the_calls(layer: torch.nn.Module) -> None:
+    drop_in.patch.counts["layer"].left.clear()
+    q = torch.randn(TOKENS, 2, 2048)
+    layer(q, q.clone(), *tables(TOKENS, 2048, torch.float32))
+    served = drop_in.patch.counts["layer"].served
+    status = {subject: (mark, finding) for mark, subject, finding in drop_in.status()}
+    mark, pair = status["LMDeploy"]
+    assert mark == "no" and pair.startswith("0.18.0 with dlinfer-ascend 0.2.7 CANNOT SERVE: ")
+    assert "0.12.3 with 0.2.7 is the newest" in pair and pair.endswith("; its rope is tested")
+    assert status["  this process"] == ("ok", "active")
+    left = "1 left to LMDeploy: q has head_dim #, expected an even number from # to #"
+    assert status["  layer"] == ("--", f"{served} calls served; {left}")
+    mark, trial = status["  trial"]
+    assert mark == "--" and trial.endswith(
+        "runs npu_rope's operator; on CPU tensors: torch has no npu"
+    )

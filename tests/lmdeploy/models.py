@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import skimage
 import torch
@@ -376,14 +375,3 @@ def test_vision_angles_stay_in_float32(patches: int, record_property: Callable[.
     print(f"{patches} x {patches} patches:", errors)
     record_property("errors", errors)
     assert errors["float32"] < 0.85 * min(errors["rounded"], errors["default"])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_angles_let_everything_but_a_cast_to_16_bits_through(dtype: torch.dtype) -> None:
-    plain = torch.randn(3, 4)
-    angles = plain.as_subclass(drop_in._Angles)
-    for kept in (angles.to(dtype), angles.to("cpu", dtype), angles.to(plain.to(dtype))):
-        assert type(kept) is Tensor and kept.dtype == torch.float32 and torch.equal(kept, plain)
-    assert angles.to(torch.float64).dtype == torch.float64
-    assert type(angles.reshape(4, 3)) is Tensor and type(angles.cos()) is Tensor
-    assert numpy.array_equal(angles.to("cpu").numpy(), plain.numpy())

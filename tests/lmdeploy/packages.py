@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-NEWEST = ("0.18.0", "0.2.7")
+NEWEST = ("0.18.0", "0.2.7")  # whose rope works
+SERVING = ("0.12.3", "0.2.7")  # which can serve: report.cannot_serve says why the newer ones can't
 OLDER = (
     ("0.6.5", "0.1.4"),
     ("0.7.1", "0.1.6"),
@@ -37,7 +38,6 @@ OLDER = (
     ("0.10.2", "0.2.3.post2"),
     ("0.11.1", "0.2.4"),
     ("0.11.1", "0.2.5"),
-    ("0.12.3", "0.2.7"),
 )
 BESIDES = (
     *("mmengine-lite", "addict", "yapf", "platformdirs", "termcolor", "psutil", "requests"),
@@ -141,8 +141,8 @@ def environment(pair: tuple[str, str] = NEWEST, npu: bool = False) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all-pairs", action="store_true", help="not the newest pair alone")
-    for pair in (NEWEST, *OLDER) if parser.parse_args().all_pairs else (NEWEST,):
+    parser.add_argument("--all-pairs", action="store_true", help="not the two newest alone")
+    for pair in (NEWEST, SERVING, *(OLDER if parser.parse_args().all_pairs else ())):
         environment(pair)
     print(CACHE)
 

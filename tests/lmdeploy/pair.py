@@ -6,6 +6,7 @@ dlinfer's operator and LMDeploy's class alone, loaded as files.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 
@@ -63,10 +64,18 @@ def test_disabled_is_the_default(layer: torch.nn.Module) -> None:
     assert len(launches(lambda: layer(*call))) == 1
 
 
-def test_angles_are_wrapped_where_the_model_is_there() -> None:
-    if tuple(map(int, PAIR[0].split(".")[:3])) < (0, 7, 2):
-        pytest.skip("this LMDeploy has no Qwen2.5-VL")
-    from lmdeploy.pytorch.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
+@pytest.mark.parametrize("patch", drop_in.PATCHES, ids=str)
+def test_what_was_tried_with_this_version_is_taken(patch: drop_in.patch.Patch) -> None:
+    first, last = patch.tried or PAIR[:1] * 2
+    tried = version(first) <= version(PAIR[0]) <= version(last)
+    try:
+        importlib.import_module(patch.module)
+    except (ImportError, AttributeError) as error:  # of LMDeploy's, beside today's transformers
+        assert patch.tried is not None
+        pytest.skip(f"{patch.module} does not import here: {error}")
+    drop_in.enable()
+    assert dict(drop_in.patch.places()).get(patch) == ("taken" if tried else None)
 
-    assert Model.forward.__wrapped__
-    assert "rotary_pos_emb=vis_pos_emb.to(dtype)" in inspect.getsource(Model.forward.__wrapped__)
+
+def version(text: str) -> list[int]:
+    return [int(part) for part in text.split(".")[:3]]

@@ -42,6 +42,13 @@ class Recorder(torch.nn.Module):
         return query[..., : self.width].contiguous()
 
 
+class Nothing(torch.nn.Module):
+    """In the place of DeepSeek-V3.2's indexer."""
+
+    def forward(self, *_: object, **__: object) -> None:
+        return None
+
+
 @dataclass(frozen=True)
 class Step:
     """One attention class, and what its rotary step costs: as LMDeploy has it, by our layer, now.
@@ -99,9 +106,10 @@ def text(step: Step, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Cal
     """A call of the class's forward, which returns the q and k that attention got."""
     cls = getattr(importlib.import_module(f"{MODELS}.{step.module}"), step.name)
     for base in cls.__mro__[:-2]:  # whichever it inherits its __init__ from
-        monkeypatch.setattr(sys.modules[base.__module__], "Attention", Recorder, raising=False)
-    if hasattr(cls, "_build_indexer"):
-        monkeypatch.setattr(cls, "_build_indexer", lambda *_, **__: lambda *_, **__: None)
+        module = sys.modules[base.__module__]
+        monkeypatch.setattr(module, "Attention", Recorder, raising=False)
+        for indexer in ("Indexer", "GlmMoeDsaIndexer"):
+            monkeypatch.setattr(module, indexer, lambda *_, **__: Nothing(), raising=False)
     config = SimpleNamespace(
         hidden_size=128, num_attention_heads=HEADS, attention_bias=False, **step.config
     )

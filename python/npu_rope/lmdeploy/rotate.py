@@ -103,7 +103,7 @@ def complex_pairs(query: Tensor, key: Tensor, freqs: Tensor) -> Pair | str:
     if width != query.shape[-1]:
         return f"freqs is {freqs.shape[-1]} wide, expected half of head_dim {query.shape[-1]}"
     cos, sin = _real_and_imaginary(freqs)
-    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, False, False)
 
 
 def _real_and_imaginary(freqs: Tensor) -> Pair:
