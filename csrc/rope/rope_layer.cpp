@@ -36,7 +36,8 @@ bool wants_grad(const Tensor& q, const Tensor& k, const Tensor& cos, const Tenso
 }
 
 bool is_writable(const Tensor& tensor) {
-  return !tensor.is_inference() || c10::InferenceMode::is_enabled();
+  return (!tensor.is_inference() || c10::InferenceMode::is_enabled()) && !tensor.is_neg() &&
+         !tensor.is_conj() && !tensor._is_zerotensor();
 }
 
 // The table in a shape that the operator takes beside q: [S, W] for every batch, or the rows' shape
@@ -81,7 +82,8 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
   const bool over_k = target.in_place && !grad && is_writable(k) && k.is_contiguous();
   const bool into = target.q_out.has_value() && target.k_out.has_value();
   if (into && (grad || !is_writable(*target.q_out) || !is_writable(*target.k_out))) {
-    return "a gradient is asked for, or an output is an inference tensor outside inference mode";
+    return "a gradient is asked for, or an output can't be written as it is: an inference tensor "
+           "outside inference mode, or a negated view";
   }
   const bool in_place = over_q && over_k;
   Tensor q_out, k_out;  // of the form with outputs
@@ -109,9 +111,8 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
     return std::tuple(std::move(q_out), std::move(k_out));
   }
   if (!in_place) return RopeCalls::apply(q, k, cos_rows, sin_rows, options);
-  Tensor q_in = q, k_in = k;
-  RopeCalls::apply_(q_in, k_in, cos_rows, sin_rows, options);
-  return std::tuple(std::move(q_in), std::move(k_in));
+  RopeCalls::apply_(q, k, cos_rows, sin_rows, options);
+  return std::tuple(q, k);
 }
 
 }  // namespace npu_rope
