@@ -72,3 +72,13 @@ def rope_scores() -> dict[int, tuple[float, float]]:
             int(row["case"]): (float(row["published_baseline_us"]), float(row["hardware_bound_us"]))
             for row in csv.DictReader(file)
         }
+
+
+def tuned_add() -> list[tuple[str, float, float, bool, float]]:
+    """asc-devkit's: what, bytes read and written, whether the inputs go through L2, us."""
+    with (FOLDER / "asc_devkit_add.csv").open() as file:
+        return [
+            (row["what"], float(row["read_mb"]) * 1e6, float(row["written_mb"]) * 1e6,
+             row["inputs_in_l2"] == "yes", float(row["measured_us"]))
+            for row in csv.DictReader(file)
+        ]  # fmt: skip

@@ -9,10 +9,10 @@ and the cores together never less than
     bytes from HBM / read + bytes written back / back,   nor   all bytes / l2.
 
 Reading binds: what a kernel writes stays in L2 until its lines are needed for others, so an output
-costs nothing before reads and writes together exceed L2, and in place nothing before q and k do
-(class Cache). Three of these numbers are fitted to measured kernels, with operators held back
-(validation.py). What the rows cannot tell has two ends, FAST and SLOW, and every result is the
-range between them.
+costs nothing before reads and writes together exceed L2 (what is read past L2 does not count), and
+in place nothing before q and k do (class Cache). Three of these numbers are fitted to measured
+kernels, with operators held back (validation.py). What the rows cannot tell has two ends, FAST and
+SLOW, and every result is the range between them.
 
 A core's time comes from its pipes (pipes.py). Vector instructions take cycles a repeat, one more
 for each bank conflict, and a latency before a dependent one may begin; transfers take their
@@ -26,7 +26,7 @@ transfers, other traffic on the chip.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from npu_rope import _C, simulator
 
@@ -117,10 +117,15 @@ class Cache:
             self.held.append((dict(dirty), 1.0))
 
     def run(
-        self, reads: Mapping[str, float], writes: Mapping[str, float], moved: float = 0.0
+        self,
+        reads: Mapping[str, float],
+        writes: Mapping[str, float],
+        moved: float = 0.0,
+        past: Collection[str] = (),
     ) -> Traffic:
-        """moved: bytes that are read where some are read twice, else what `reads` sums up to."""
-        lines = {**reads, **writes}
+        """moved: bytes that are read where some are read twice, else what `reads` sums up to.
+        past: what is read past L2 (SetL2CacheHint)."""
+        lines = {name: size for name, size in reads.items() if name not in past} | {**writes}
         size = sum(lines.values())
         found = {name for tensors, _ in self.held for name in tensors}
         if size > self.capacity:  # its own lines push out what it has yet to read
@@ -241,10 +246,11 @@ def traffic_of(trace: simulator.Trace, warm: bool) -> Traffic:
     rows = trace.counters.gm_bytes_written  # each element once
     reads = {"q, k": rows, "tables": max(0, trace.least_gm_bytes - 2 * rows)}
     in_place = trace.geometry.q_in_place and trace.geometry.k_in_place
+    loads = [event for event in trace.cores[0].events if event.pipe == LOAD]
+    past = ["q, k"] if not all(event.cached for event in loads) else []
     cache = Cache(trace.soc, reads if warm else None)
-    return cache.run(
-        reads, {"q, k" if in_place else "out": rows}, moved=trace.counters.gm_bytes_read
-    )
+    writes = {"q, k" if in_place else "out": rows}
+    return cache.run(reads, writes, trace.counters.gm_bytes_read, past)
 
 
 def fits_l2(trace: simulator.Trace) -> bool:

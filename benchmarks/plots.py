@@ -11,7 +11,7 @@ from benchmarks.report import RESULTS, Row
 
 OURS, THEIRS, BOUND = "#1f6f8b", "#d98c5f", "#9a9a9a"
 GROUPS = {"memory": ("o", OURS), "arithmetic": ("s", "#6c5b9e"), "L2": ("^", "#8fb339"),
-          "rope": ("D", THEIRS)}  # fmt: skip
+          "past L2": ("v", "#b8860b"), "rope": ("D", THEIRS)}  # fmt: skip
 MISSING = "no picture: matplotlib is missing (pip install .[bench])"
 
 

@@ -6,6 +6,7 @@ cores, HBM's reads, and what is written back. Everything else tests it:
     memory            fp32 Gelu and Maximum of equal shapes: nothing of theirs was fitted
     arithmetic        operators whose vector work binds: its cycles fitted to the largest row
     L2                fp32 Exp where three or four kernels follow on each other
+    past L2           asc-devkit's tuned Add, whose inputs go through L2 or past it
     rope              CANN's own rotation by its five kernels: two of ten rows fitted
     in models         msopmodeling's rows, whose inputs lie one does not know where: how many lie
                       between the ends of the law
@@ -193,6 +194,21 @@ def rope_rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def past_rows() -> list[Row]:
+    """asc-devkit's Add, through L2 and past it, by the fitted law and by both ends."""
+    law, chip, out = fitted(), _C.find_chip(SOC), []
+    for what, read, written, cached, us in measured_rows.tuned_add():
+        traffic = Cache(SOC).run({"x": read}, {"y": written}, past=() if cached else ("x",))
+        fast, one, slow = (
+            one.launch(chip.cores) + FILL / chip.mhz + traffic.floor(one, SOC)
+            for one in (FAST, law, SLOW)
+        )
+        out.append({"group": "past L2", "operator": "Add", "case": what,
+                    "MB": (read + written) / 1e6, "fitted": "", "measured us": us, "law us": one,
+                    "error": one / us - 1, "ends us": (fast, slow)})  # fmt: skip
+    return out
+
+
 def model_rows() -> list[Row]:
     """msopmodeling's Add, Mul and Cast: between the fast end from L2 and the slow one from HBM?"""
     out = []
@@ -229,7 +245,14 @@ def model_rows() -> list[Row]:
 
 
 def rows() -> list[Row]:
-    return [*memory_rows(), *arithmetic_rows(), *l2_rows(), *rope_rows(), *model_rows()]
+    return [
+        *memory_rows(),
+        *arithmetic_rows(),
+        *l2_rows(),
+        *rope_rows(),
+        *past_rows(),
+        *model_rows(),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +274,7 @@ def errors(rows: Iterable[Row], keep: Callable[[Row], bool] = lambda row: True) 
 def summary(rows: list[Row]) -> list[Row]:
     """By group and operator, fitted rows left out; the memory-bound ones by size, too."""
     out: list[Row] = []
-    for group in ("memory", "arithmetic", "L2", "rope"):
+    for group in ("memory", "arithmetic", "L2", "rope", "past L2"):
         held = [row for row in rows if row["group"] == group and not row["fitted"]]
         parts = {operator: [row for row in held if row["operator"] == operator]
                  for operator in dict.fromkeys(row["operator"] for row in held)}  # fmt: skip

@@ -85,6 +85,9 @@ def test_what_fits_in_l2_costs_nothing_to_write() -> None:
     assert Cache(SOC).run({"x": size / 2}, {"y": size / 2}).back == 0
     assert Cache(SOC).run({"x": size}, {"y": size}).back == pytest.approx(size / 2)
     assert Cache(SOC).run({"x": 2 * size}, {"y": size}).back == pytest.approx(2 / 3 * size)
+    # What is read past it takes no place there.
+    assert Cache(SOC).run({"x": 2 * size}, {"y": size}, past=["x"]).back == 0
+    assert Cache(SOC).run({"x": 2 * size}, {"y": size}, past=["x"]).hbm == 2 * size
     # In place only q and k's own lines are touched.
     assert Cache(SOC).run({"x": size}, {"x": size}).back == 0
     assert Cache(SOC).run({"x": 3 * size}, {"x": 3 * size}).back == pytest.approx(2 * size)
@@ -259,6 +262,7 @@ def checks() -> list[report.Row]:
         *validation.arithmetic_rows(),
         *validation.l2_rows(),
         *validation.rope_rows(),
+        *validation.past_rows(),
     ]
 
 
@@ -298,6 +302,9 @@ def test_the_law_on_chains_and_arithmetic(checks: list[report.Row]) -> None:
     assert rope.rows == 8 and rope.median <= 0.08 and rope.worst <= 0.26
     for operator, median in (("Sigmoid", 0.06), ("Gelu", 0.08), ("Mish", 0.03)):
         assert of("arithmetic", operator).median <= median
+    through, past = (row for row in checks if row["group"] == "past L2")
+    assert abs(through["error"]) <= 0.06 and through["ends us"][0] < through["measured us"]
+    assert 0.1 < past["error"] <= 0.2 and past["ends us"][0] <= 1.05 * past["measured us"]
     # What the law does not know, kept in sight: small kernels of a chain take longer.
     assert of("L2", "Exp").bias < -0.2
 
