@@ -79,10 +79,9 @@ def apply(
         sin = -sin
     if form.dtype is not None:
         q, k = q.to(form.dtype), k if k is None else k.to(form.dtype)
-    key = q.narrow(form.layout.index("N"), 0, 0) if k is None else k
     turned, key = torch.ops.npu_rope.apply(
         q,
-        key,
+        k,
         cos,
         sin,
         layout=form.layout,
@@ -93,9 +92,7 @@ def apply(
         cast_tables=form.cast_tables,
         round_each=form.round_each,
     )
-    if form.single:
-        return turned
-    return turned, None if k is None else key
+    return turned if form.single else (turned, key)
 
 
 def fits(form: Form, q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor) -> bool:
