@@ -223,6 +223,39 @@ def test_opcheck(sample: Sample) -> None:
         check(rope.apply.out, (q, k, cos, sin), q_out=q_out, k_out=k_out)
 
 
+@pytest.mark.parametrize("kept", [0, 1], ids=["q", "k"])
+def test_opcheck_of_one_of_q_and_k(kept: int) -> None:
+    tensors = Sample(half_tables=True, style="interleaved", round_each=True).tensors()
+    options = Sample(half_tables=True, style="interleaved", round_each=True).options
+    rows = [tensors[0], tensors[1]]
+    rows[1 - kept] = None
+    leaves = [t if t is None else t.clone().requires_grad_() for t in (*rows, *tensors[2:])]
+    torch.library.opcheck(rope.apply.default, leaves, options)
+    torch.library.opcheck(rope.apply_backward.default, (*rows, *tensors[2:]), options)
+    torch.library.opcheck(rope.apply_.default, (*rows, *tensors[2:]), options)
+    outs = {
+        f"{name}_out": t if t is None else t.clone() for name, t in zip("qk", rows, strict=True)
+    }
+    torch.library.opcheck(rope.apply.out, (*rows, *tensors[2:]), {**options, **outs})
+
+
+def test_a_row_whose_gradient_nobody_asks_for_is_not_rotated() -> None:
+    q, k, cos, sin = Sample(dtype=torch.float32).tensors()
+    q.requires_grad_()
+    seen: list[list[bool]] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            if func is rope.apply_backward.default:
+                seen.append([row is None for row in args[:2]])
+            return func(*args, **(kwargs or {}))
+
+    out, _ = rope.apply(q, k, cos, sin)
+    with Watch():
+        out.sum().backward()
+    assert seen == [[False, True]]
+
+
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return rope.apply(q * 2, k * 2, cos, sin)
 
@@ -272,6 +305,44 @@ def test_compiled_gradients_equal_eager_ones(style: str) -> None:
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for got, expected in zip(grads(compiled), grads(loss), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("asks", ["q", "cos"])
+def test_unbacked_token_counts(asks: str) -> None:
+    """How many rows a mask keeps is known only when the graph runs."""
+    torch._dynamo.reset()
+
+    def loss(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        kept = mask.nonzero().squeeze(-1)
+        q, k = rope.apply(q[kept], k[kept], cos[kept], sin[kept])
+        return q.square().sum() + k.sum()
+
+    def gradient(function: Callable) -> Tensor:
+        tensors = dict(
+            zip(("q", "k", "cos", "sin"), Sample(dtype=torch.float32).tensors(), strict=True)
+        )
+        tensors[asks].requires_grad_()
+        function(*tensors.values(), torch.tensor([True, False, True, True, False])).backward()
+        return tensors[asks].grad
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        got = gradient(torch.compile(loss, backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(got, gradient(loss))
+
+
+def test_compiled_autograd_traces_through_it() -> None:
+    inputs = [t.clone().requires_grad_() for t in Sample(dtype=torch.float32).tensors()]
+    tensors = [t.detach().clone().requires_grad_() for t in inputs]
+    rope.apply(*inputs)[0].square().sum().backward()
+    with torch._dynamo.compiled_autograd._enable(
+        torch.compile(backend="aot_eager", fullgraph=True)
+    ):
+        rope.apply(*tensors)[0].square().sum().backward()
+    for got, expected in zip(tensors, inputs, strict=True):
+        if expected.grad is None:
+            assert got.grad is None
+        else:
+            torch.testing.assert_close(got.grad, expected.grad)
 
 
 def test_inductor_compiles_it_without_a_graph_break() -> None:

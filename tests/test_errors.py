@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import npu_rope
+import numpy
 import pytest
 import torch
+from npu_rope import _C
 from torch import Tensor
 
 rope = torch.ops.npu_rope
@@ -39,6 +42,10 @@ def ones(*shape: int, **options: Any) -> Tensor:  # noqa: ANN401
 
 meta = torch.device("meta")
 BAD = {
+    "no q and k": (call(q=None, k=None), TypeError, "q and k are None, expected a tensor"),
+    "no cos": (call(cos=None), TypeError, "cos is None, expected a tensor"),
+    "no sin": (call(sin=None), TypeError, "sin is None, expected a tensor"),
+    "k alone": (call(q=None, cos=ones(4, 16), sin=ones(4, 16)), ValueError, "expected 5 as k, or"),
     "q rank": (call(q=ones(5, 16)), ValueError, "q has 2 dims, expected 3 .TND. or 4"),
     "k rank": (call(k=ones(5, 16)), ValueError, "k has 2 dims, expected 3 as q"),
     "q dtype": (call(q=ones(5, 3, 16).int()), TypeError, "q is Int, expected Half, BFloat16 or"),
@@ -128,12 +135,15 @@ def test_bad_input_is_refused_by_every_form(name: str) -> None:
     tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
     unchanged(lambda: rope.apply(**arguments), tensors, error, match)
     unchanged(lambda: rope.apply_(**arguments), tensors, error, match)
-    outs = {"q_out": arguments["q"].clone(), "k_out": arguments["k"].clone()}
-    written = [*tensors, *outs.values()]
+    outs = {
+        f"{name}_out": None if arguments[name] is None else arguments[name].clone() for name in "qk"
+    }
+    written = [*tensors, *(out for out in outs.values() if out is not None)]
     unchanged(lambda: rope.apply.out(**arguments, **outs), written, error, match)
     grads = {"grad_q": arguments["q"], "grad_k": arguments["k"]}
     rest = {key: value for key, value in arguments.items() if key not in "qk"}
     named = match.replace("q has", "grad_q has").replace("as q", "as grad_q")
+    named = named.replace("q and k are", "grad_q and grad_k are").replace("as k,", "as grad_k,")
     named = named.replace("q is", "grad_q is").replace("k is Half", "grad_k is Half")
     named = named.replace("k has shape", "grad_k has shape").replace("k has 2", "grad_k has 2")
     unchanged(lambda: rope.apply_backward(**grads, **rest), tensors, error, named)
@@ -151,40 +161,143 @@ def test_bad_input_is_refused_by_every_form(name: str) -> None:
         ({"k_out": ones(5, 2, 1, 16)}, ValueError, "k_out has 4 dims, expected 3 as k"),
         ({"q_out": ones(5, 3, 16).half()}, TypeError, "q_out is Half, expected Float as q"),
         ({"k_out": ones(1, 2, 16).expand(5, 2, 16)}, ValueError, "k_out is an expanded tensor"),
+        ({"k_out": None}, TypeError, "k_out is None, expected a tensor as k"),
     ],
 )
 def test_outputs_are_never_resized_or_cast(changes: dict, error: type, match: str) -> None:
     outs = {"q_out": ones(5, 3, 16), "k_out": ones(5, 2, 16), **changes}
-    unchanged(lambda: rope.apply.out(**call(), **outs), list(outs.values()), error, match)
+    given = [out for out in outs.values() if out is not None]
+    unchanged(lambda: rope.apply.out(**call(), **outs), given, error, match)
     if "k_out is an" not in match:
         outs = on_meta(outs)
         with pytest.raises(error, match=match):
             rope.apply.out(**on_meta(call()), **outs)
 
 
-def test_overlap_that_aten_can_prove_is_refused() -> None:
-    memory = torch.zeros(4096)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_overlap_is_refused(device: str) -> None:
+    memory = torch.zeros(4096, device=device)
     a, b = memory[:240].view(5, 3, 16), memory[120:280].view(5, 2, 16)
-    expanded = torch.zeros(1, 3, 16).expand(5, 3, 16)
+    rows = memory.unfold(0, 16, 8)[:15].view(5, 3, 16)  # each begins within the one before
+    expanded = torch.zeros(1, 3, 16, device=device).expand(5, 3, 16)
     cos = memory[200:280].view(5, 16)
+    packed = memory[:800].view(5, 10, 16)  # views of it: ATen says that they are too hard to tell
+    other, half = torch.ones(5, 2, 16, device=device), torch.ones(5, 8, device=device)
+
+    def at(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {key: value.to(device) for key, value in call(**changes).items()}
+
     cases: list[tuple[Callable[[], Any], str]] = [
-        (lambda: rope.apply_(**call(q=a, k=b)), "q overlaps k"),
-        (lambda: rope.apply_(**call(q=a, k=a)), "q overlaps k"),
-        (lambda: rope.apply_(**call(q=expanded)), "q is an expanded tensor"),
-        (lambda: rope.apply_(**call(q=a, cos=cos)), "q overlaps cos"),
-        (lambda: rope.apply_(**call(k=b, sin=cos)), "k overlaps sin"),
-        (lambda: rope.apply.out(**call(q=a), q_out=a, k_out=b), "q_out overlaps k_out"),
-        (lambda: rope.apply.out(**call(k=b), q_out=a, k_out=ones(5, 2, 16)), "q_out overlaps k"),
-        (lambda: rope.apply.out(**call(q=a), q_out=ones(5, 3, 16), k_out=b), "k_out overlaps q"),
+        (lambda: rope.apply_(**at(q=a, k=b)), "q overlaps k"),
+        (lambda: rope.apply_(**at(q=a, k=a)), "q overlaps k"),
+        (lambda: rope.apply_(**at(q=packed[:, :3], k=packed[:, :3])), "q overlaps k"),
+        (lambda: rope.apply_(**at(q=packed[:, :3], k=packed[:, 2:4])), "q overlaps k"),
+        (lambda: rope.apply_(**at(q=packed[:, :3], cos=packed[:, 2])), "q overlaps cos"),
         (
-            lambda: rope.apply.out(
-                **call(q=a), q_out=memory[16:256].view(5, 3, 16), k_out=ones(5, 2, 16)
-            ),
+            lambda: rope.apply_(**at(q=packed[:, ::2][:, :3], k=packed[:, 4:6])),
+            "q overlaps k",
+        ),
+        (
+            lambda: rope.apply_(**at(q=rows)),
+            "q is an expa",
+        ),
+        (
+            lambda: rope.apply.out(**at(), q_out=packed[:, :3], k_out=packed[:, 2:4]),
+            "q_out overl",
+        ),
+        (lambda: rope.apply_(**at(q=expanded)), "q is an expanded tensor"),
+        (lambda: rope.apply_(**at(q=a, cos=cos)), "q overlaps cos"),
+        (lambda: rope.apply_(**at(k=b, sin=cos)), "k overlaps sin"),
+        (lambda: rope.apply.out(**at(q=a), q_out=a, k_out=b), "q_out overlaps k_out"),
+        (lambda: rope.apply.out(**at(k=b), q_out=a, k_out=other), "q_out overlaps k"),
+        (
+            lambda: rope.apply.out(**at(q=a), q_out=torch.ones_like(a), k_out=b),
+            "k_out overlaps q",
+        ),
+        (
+            lambda: rope.apply.out(**at(q=a), q_out=memory[16:256].view(5, 3, 16), k_out=other),
             "q_out overlaps q ",
         ),
     ]
     for function, match in cases:
         unchanged(function, [memory], ValueError, match)
+    # What lies between and beside is apart: heads of one packed tensor, columns of one row.
+    rope.apply_(**at(q=packed[:, :3], k=packed[:, 3:5]))
+    rope.apply_(**at(q=packed[:, ::2][:, :3], k=packed[:, 1::2][:, :2]))
+    rope.apply_(**at(q=packed[..., :8][:, :3], k=packed[..., 8:][:, :2], cos=half, sin=half))
+
+
+def test_overlap_of_storages_over_the_same_memory_is_refused() -> None:
+    array = numpy.zeros((5, 3, 16), dtype=numpy.float32)
+    q, k = torch.from_numpy(array), torch.from_numpy(array)
+    with pytest.raises(ValueError, match="q overlaps k"):
+        rope.apply_(**call(q=q, k=k[:, :2]))
+
+
+@pytest.mark.parametrize("place", ["q", "k", "q_out", "k_out"])
+@pytest.mark.parametrize("view", ["negated", "conjugated"])
+def test_lazily_negated_views_are_read_but_not_written(place: str, view: str) -> None:
+    """PyTorch's own fallback fails by an assertion first, then by a segmentation fault."""
+    shape = (5, 3 if place[0] == "q" else 2, 16)
+    lazy = torch.randn(*shape, dtype=torch.cfloat).conj()
+    lazy, error = (lazy.imag, "can't be written") if view == "negated" else (lazy, "can't be")
+    arguments, outs = call(), {"q_out": ones(5, 3, 16), "k_out": ones(5, 2, 16)}
+    (outs if place in outs else arguments)[place] = lazy
+    if place in outs:
+        unchanged(lambda: rope.apply.out(**arguments, **outs), [outs["q_out"]], ValueError, error)
+        return
+    unchanged(lambda: rope.apply_(**arguments), [arguments["q"]], ValueError, error)
+    if view == "negated":
+        got, expected = rope.apply(**arguments), rope.apply(**{**arguments, place: lazy.clone()})
+        assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("place", ["q", "k", "q_out", "k_out"])
+def test_inference_tensors_are_refused_before_anything_is_written(place: str) -> None:
+    """torch itself refuses them when the version is bumped, which is after the rotation."""
+    with torch.inference_mode():
+        tensor = ones(5, 3 if place[0] == "q" else 2, 16)
+    arguments, outs = call(), {"q_out": ones(5, 3, 16), "k_out": ones(5, 2, 16)}
+    (outs if place in outs else arguments)[place] = tensor
+    form = rope.apply.out if place in outs else rope.apply_
+    more = outs if place in outs else {}
+    written = [*outs.values()] if place in outs else [arguments["q"], arguments["k"]]
+    before = [t.clone() for t in written]
+    with pytest.raises(RuntimeError, match=f"^{place} is an inference tensor, expected"):
+        form(**arguments, **more)
+    assert all(map(torch.equal, written, before))
+    with torch.inference_mode():
+        form(**arguments, **more)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "cos", "sin", "q_out"])
+def test_public_functions_name_what_is_no_tensor(name: str) -> None:
+    arguments = {**call(), "q_out": ones(5, 3, 16), "k_out": ones(5, 2, 16), name: [1.0]}
+    with pytest.raises(TypeError, match=f"^{name} is of type list, expected a torch.Tensor"):
+        npu_rope.apply_out(**arguments)
+    if name != "q_out":
+        del arguments["q_out"], arguments["k_out"]
+        for form in (npu_rope.apply, npu_rope.apply_):
+            with pytest.raises(TypeError, match=f"^{name} is of type list, expected a torch.Tenso"):
+                form(**arguments)
+
+
+def test_the_simulator_refuses_what_the_dispatcher_would_have_seen_to() -> None:
+    q, k, cos, sin = call().values()
+    for place, error in (("q", "on meta"), ("cos", "on meta")):
+        with pytest.raises(ValueError, match=f"{place} is {error}"):
+            npu_rope.simulator.apply(
+                **on_meta({**call()}) if place == "q" else call(cos=cos.to(meta))
+            )
+    lazy = torch.randn(5, 2, 16, dtype=torch.cfloat).conj().imag
+    with pytest.raises(ValueError, match="elements are not what its memory holds"):
+        npu_rope.simulator.apply_(q, lazy, cos, sin)
+    with pytest.raises(ValueError, match=r"q overlaps k|q_out overlaps k_out"):
+        npu_rope.simulator.apply_(q, q, cos, sin)
+    with pytest.raises(ValueError, match="expanded"):
+        npu_rope.simulator.apply_(q[:1].expand(5, 3, 16), k, cos, sin)
+    with pytest.raises(ValueError, match="last axis has stride 2, expected 1"):
+        _C.geometry_of(ones(5, 3, 32)[..., ::2], k, cos, sin, q, k)
 
 
 def test_npu_tensors_without_the_npu_library_say_what_is_missing() -> None:

@@ -10,6 +10,7 @@ import npu_rope
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from samples import DTYPES, STYLES, Sample, any_sample, samples
 from torch import Tensor
 
@@ -191,7 +192,14 @@ def test_public_functions_are_the_operator(sample: Sample) -> None:
     assert_same((q_out, k_out), expected)
     grads = npu_rope.apply_backward(q, k, cos, sin, **sample.options)
     assert_same(grads, rope.apply_backward(q, k, cos, sin, **sample.options))
+    run = npu_rope.simulator.apply(q, k, cos, sin, **sample.options)
+    assert_same((run.q, run.k), expected)
     if sample.rows != "expanded":
+        before = q.clone(), k.clone()
+        npu_rope.simulator.apply_(q, k, cos, sin, **sample.options)
+        assert_same((q, k), expected)
+        q.copy_(before[0])
+        k.copy_(before[1])
         npu_rope.apply_(q, k, cos, sin, **sample.options)
         assert_same((q, k), expected)
 
@@ -220,3 +228,21 @@ def test_round_each_is_defined_as_eager_torch_in_that_dtype(style: str, dtype: t
     assert_same(got, (eager(q), eager(k)))
     once = npu_rope.reference.apply(q, k, cos, sin, **STYLES[style])
     assert not torch.equal(got[0], once[0])
+
+
+@given(any_sample(rows=WRITABLE), st.sampled_from("qk"))
+@settings(max_examples=150, deadline=None)
+def test_one_of_q_and_k_may_be_none(sample: Sample, kept: str) -> None:
+    q, k, cos, sin = sample.tensors()
+    for form, transpose in ((rope.apply, False), (rope.apply_backward, True)):
+        both = npu_rope.reference.apply(q, k, cos, sin, **sample.options, transpose=transpose)
+        rows = (q, None) if kept == "q" else (None, k)
+        got = form(*rows, cos, sin, **sample.options)
+        assert [out is None for out in got] == [row is None for row in rows]
+        assert_same((got[kept == "k"],), (both[kept == "k"],))
+    expected = npu_rope.reference.apply(q, k, cos, sin, **sample.options)[kept == "k"]
+    out = torch.empty(expected.shape, dtype=expected.dtype)
+    outs = {"q_out": out, "k_out": None} if kept == "q" else {"q_out": None, "k_out": out}
+    rope.apply.out(*rows, cos, sin, **sample.options, **outs)
+    rope.apply_(*rows, cos, sin, **sample.options)
+    assert_same((out, rows[kept == "k"]), (expected, expected))

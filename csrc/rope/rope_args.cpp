@@ -134,6 +134,8 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   args.cast_tables = options.cast_tables;
   TORCH_CHECK_TYPE(q.defined() || k.defined(), q_name, " and ", k_name,
                    " are None, expected a tensor for one of them at least");
+  TORCH_CHECK_TYPE(cos.defined() && sin.defined(), cos.defined() ? "sin" : "cos",
+                   " is None, expected a tensor");
   const at::Tensor& rows = q.defined() ? q : k;
   const char* const name = q.defined() ? q_name : k_name;
   args.round_each = options.round_each && rows.element_size() == 2;

@@ -92,6 +92,8 @@ Pair table_grads(const Pair& x_rows, const Pair& y_rows, const Tensor& cos, cons
   return {table_grad(cos1, cos2, cos, args), table_grad(sin1, sin2, sin, args)};
 }
 
+bool wants_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+
 // What autograd's graph runs. Its node is made by hand below, since Function::apply refuses
 // torch.func's transforms and forward mode.
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
@@ -109,7 +111,7 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
     data["cast_tables"] = options.cast_tables;
     data["round_each"] = options.round_each;
     data["transpose"] = transpose;
-    const bool wants_table_grads = cos.requires_grad() || sin.requires_grad();
+    const bool wants_table_grads = wants_grad(cos) || wants_grad(sin);
     ctx.save_for_backward(
         {cos, sin, wants_table_grads ? q : Tensor(), wants_table_grads ? k : Tensor()});
     ctx.set_materialize_grads(false);  // rows whose gradient nobody asked for are not rotated
@@ -163,8 +165,6 @@ auto make_node() {
     return c10::make_intrusive<Made>();
   }
 }
-
-bool wants_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 
 bool want_grads(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
   return at::GradMode::is_enabled() &&

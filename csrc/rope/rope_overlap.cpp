@@ -84,18 +84,32 @@ bool has_numbers(const at::Tensor& tensor) {
          tensor.numel() > 0;
 }
 
-bool overlap(const at::Tensor& a, const at::Tensor& b) {
-  if (!has_numbers(a) || !has_numbers(b) || (a.is_meta() && !a.is_alias_of(b))) return false;
-  if (last_byte(a) < first_byte(b) || last_byte(b) < first_byte(a)) return false;
+/// A tensor of the call with the bytes from its first to its last; last < first where there is
+/// nothing to overlap.
+struct Operand {
+  const at::Tensor& tensor;
+  const char* name;
+  int64_t first = 0, last = -1;
+
+  Operand(const at::Tensor& tensor, const char* name) : tensor(tensor), name(name) {
+    if (!has_numbers(tensor)) return;
+    first = first_byte(tensor);
+    last = last_byte(tensor);
+  }
+};
+
+bool overlap(const Operand& a, const Operand& b) {
+  if (a.last < b.first || b.last < a.first || a.last < a.first || b.last < b.first) return false;
+  if (a.tensor.is_meta() && !a.tensor.is_alias_of(b.tensor)) return false;
   Terms terms;
-  add_terms(a, 1, terms);
-  add_terms(b, -1, terms);
-  return reaches(std::move(terms), first_byte(b) - first_byte(a));
+  add_terms(a.tensor, 1, terms);
+  add_terms(b.tensor, -1, terms);
+  return reaches(std::move(terms), b.first - a.first);
 }
 
 /// Whether two elements of a tensor share a byte, as an expanded tensor's do.
 bool overlaps_itself(const at::Tensor& tensor) {
-  if (!has_numbers(tensor)) return false;
+  if (!has_numbers(tensor) || tensor.is_contiguous()) return false;
   Terms axes;
   for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
     const int64_t stride = tensor.strides()[axis], most = tensor.sizes()[axis] - 1;
@@ -119,19 +133,17 @@ bool overlaps_itself(const at::Tensor& tensor) {
   return false;
 }
 
-void check_apart(const at::Tensor& out, const at::Tensor& other, const char* out_name,
-                 const char* other_name) {
-  TORCH_CHECK_VALUE(!overlap(out, other), out_name, " overlaps ", other_name,
+void check_apart(const Operand& out, const Operand& other) {
+  TORCH_CHECK_VALUE(!overlap(out, other), out.name, " overlaps ", other.name,
                     " in memory, expected it to be apart");
 }
 
 /// An output and its own input: the very same memory, or apart.
-void check_own(const at::Tensor& in, const at::Tensor& out, const char* in_name,
-               const char* out_name) {
-  TORCH_CHECK_VALUE(!overlaps_itself(out), out_name, " is an expanded tensor (strides ",
-                    out.strides(),
+void check_own(const Operand& in, const Operand& out) {
+  TORCH_CHECK_VALUE(!overlaps_itself(out.tensor), out.name, " is an expanded tensor (strides ",
+                    out.tensor.strides(),
                     "): several of its elements are one in memory, so it can't be written");
-  if (!is_same_memory(in, out)) check_apart(out, in, out_name, in_name);
+  if (!is_same_memory(in.tensor, out.tensor)) check_apart(out, in);
 }
 
 }  // namespace
@@ -149,19 +161,20 @@ bool is_same_memory(const at::Tensor& a, const at::Tensor& b) {
 void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
                    const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out) {
   const bool in_place = q.is_same(q_out) && k.is_same(k_out);
-  const char* const q_name = in_place ? "q" : "q_out";
-  const char* const k_name = in_place ? "k" : "k_out";
-  check_own(q, q_out, "q", q_name);
-  check_own(k, k_out, "k", k_name);
-  check_apart(q_out, k_out, q_name, k_name);
+  const Operand q_in(q, "q"), k_in(k, "k"), cos_in(cos, "cos"), sin_in(sin, "sin");
+  const Operand q_to = in_place ? q_in : Operand(q_out, "q_out");
+  const Operand k_to = in_place ? k_in : Operand(k_out, "k_out");
+  check_own(q_in, q_to);
+  check_own(k_in, k_to);
+  check_apart(q_to, k_to);
   if (!in_place) {
-    check_apart(q_out, k, q_name, "k");
-    check_apart(k_out, q, k_name, "q");
+    check_apart(q_to, k_in);
+    check_apart(k_to, q_in);
   }
-  check_apart(q_out, cos, q_name, "cos");
-  check_apart(q_out, sin, q_name, "sin");
-  check_apart(k_out, cos, k_name, "cos");
-  check_apart(k_out, sin, k_name, "sin");
+  for (const Operand* const out : {&q_to, &k_to}) {
+    check_apart(*out, cos_in);
+    check_apart(*out, sin_in);
+  }
 }
 
 }  // namespace npu_rope

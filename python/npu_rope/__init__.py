@@ -4,9 +4,16 @@ Importing this registers ``torch.ops.npu_rope.apply``, ``apply_``, ``apply.out``
 ``apply_backward``.
 """
 
+from __future__ import annotations
+
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from npu_rope._version import __version__
+
+if _TYPE_CHECKING:  # what _load() does, for type checkers and editors
+    from npu_rope import reference, simulator
+    from npu_rope.ops import apply, apply_, apply_backward, apply_out
 
 __all__ = [
     "__version__",

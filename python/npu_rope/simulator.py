@@ -12,18 +12,14 @@ chip. What the simulator refuses and what it cannot know is in csrc/simulator/as
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from npu_rope import _C
 from npu_rope._C import SimulationError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from npu_rope.ops import Options
+from npu_rope.ops import K, Q
 
 __all__ = ["Run", "SimulationError", "Trace", "apply", "apply_"]
 
@@ -80,24 +76,30 @@ class Trace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Generic[Q, K]):
     """Results and trace of a simulated launch."""
 
-    q: Tensor
-    k: Tensor
+    q: Q
+    k: K
     trace: Trace
 
 
 def _simulate(
-    tensors: tuple[Tensor, ...], soc: str, events: bool, threads: int, options: dict[str, Any]
-) -> Run:
-    geometry, plan, raw = _C.simulate(*tensors, soc=soc, events=events, threads=threads, **options)
-    return Run(tensors[4], tensors[5], Trace(geometry, plan, raw))
+    q: Q,
+    k: K,
+    cos: Tensor,
+    sin: Tensor,
+    q_out: Q,
+    k_out: K,
+    **how: Any,  # noqa: ANN401
+) -> Run[Q, K]:
+    geometry, plan, raw = _C.simulate(q, k, cos, sin, q_out, k_out, **how)
+    return Run(q_out, k_out, Trace(geometry, plan, raw))
 
 
 def apply(
-    q: Tensor,
-    k: Tensor,
+    q: Q,
+    k: K,
     cos: Tensor,
     sin: Tensor,
     *,
@@ -105,13 +107,19 @@ def apply(
     transpose: bool = False,
     events: bool = False,
     threads: int = 0,
-    **options: Unpack[Options],
-) -> Run:
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> Run[Q, K]:
     """:func:`npu_rope.apply` by the Ascend C kernel on simulated cores of the chip ``soc``.
 
     Args:
-        q, k, cos, sin, **options: as for :func:`npu_rope.apply`, on the CPU. The last axis of each
-            is dense, as the kernel has it.
+        q, k, cos, sin, and options: as for :func:`npu_rope.apply`, on the CPU. Rows that are not
+            dense are copied, as the operator does; the trace is of the kernel alone.
         soc: the chip, by the name that CANN gives it.
         transpose: rotate as :func:`npu_rope.apply_backward` does.
         events: record every instruction (``trace.cores[i].events``), for a model of time.
@@ -122,21 +130,61 @@ def apply(
         SimulationError: the kernel did what the chip would refuse, or do by luck alone.
         ValueError, TypeError: as for the operator; also an unknown chip or one without a kernel.
     """
-    out = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in (q, k)]
-    tensors = (q, k, cos, sin, *out)
-    return _simulate(tensors, soc, events, threads, {**options, "transpose": transpose})
+    q_out, k_out = (None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in (q, k))
+    return _simulate(
+        q,
+        k,
+        cos,
+        sin,
+        q_out,
+        k_out,
+        transpose=transpose,
+        soc=soc,
+        events=events,
+        threads=threads,
+        layout=layout,
+        rotary_dim=rotary_dim,
+        rotary_offset=rotary_offset,
+        interleaved=interleaved,
+        deinterleave=deinterleave,
+        cast_tables=cast_tables,
+        round_each=round_each,
+    )
 
 
 def apply_(
-    q: Tensor,
-    k: Tensor,
+    q: Q,
+    k: K,
     cos: Tensor,
     sin: Tensor,
     *,
     soc: str = "Ascend910B1",
     events: bool = False,
     threads: int = 0,
-    **options: Unpack[Options],
-) -> Run:
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> Run[Q, K]:
     """The same in place, over q and k, as :func:`npu_rope.apply_`."""
-    return _simulate((q, k, cos, sin, q, k), soc, events, threads, {**options})
+    return _simulate(
+        q,
+        k,
+        cos,
+        sin,
+        q,
+        k,
+        soc=soc,
+        events=events,
+        threads=threads,
+        layout=layout,
+        rotary_dim=rotary_dim,
+        rotary_offset=rotary_offset,
+        interleaved=interleaved,
+        deinterleave=deinterleave,
+        cast_tables=cast_tables,
+        round_each=round_each,
+    )
