@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for case in report.progress(cases, "model"):
         for style in args.styles or [None]:
-            for soc in socs:
+            for soc in socs[:1] if case.tokens in shapes.LONG else socs:
                 found = [row(case, style, soc, warm) for warm in (True, False)]
                 rows += [one for one in found if one]
     print(f"{NOTE}\n{report.table(rows)}")

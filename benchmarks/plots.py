@@ -76,9 +76,9 @@ def model(rows: Sequence[Row]) -> Path | str:
     if plt is None:
         return MISSING
     panels = {
-        "Qwen2.5-72B": "Qwen2.5-72B: D 128, 64+8 heads",
-        "Qwen2.5-VL vision": "Qwen2.5-VL vision: D 80, 16+16 heads",
-        "DeepSeek-V2/V3": "DeepSeek-V3 MLA: 64 of 192, 128+1 heads",
+        "Qwen2.5-72B": "Qwen2.5-72B, 64+8 heads",
+        "Qwen2.5-VL vision": "Qwen2.5-VL vision",
+        "DeepSeek-V2/V3": "DeepSeek-V3 MLA",
     }
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), sharex="col", sharey=True)
     for source, line in zip(("L2", "HBM"), axes, strict=True):
@@ -100,15 +100,15 @@ def model(rows: Sequence[Row]) -> Path | str:
                 axis.plot(tokens, low, color=colour, linewidth=1, label=label)
                 axis.plot(tokens, high, color=colour, linewidth=1)
             for count, row in points:
-                if count in (512, 8192):  # too close to the one before
-                    continue
+                if count in (256, 512, 8192) and name != "Qwen2.5-VL vision":
+                    continue  # too close to the one before
                 low, high = row["on one chip"]
                 axis.annotate(f"{low:.1f}-{high:.1f}x", (count, row["default us"][1]), fontsize=7,
                               xytext=(0, 4), textcoords="offset points", ha="center")  # fmt: skip
             axis.set(xscale="log", yscale="log", title=f"{title}, from {source}")
             axis.title.set_fontsize(9)
             axis.set_ylim(0.3, 3000)
-            axis.margins(x=0.1)
+            axis.margins(x=0.14)
             axis.grid(alpha=0.25)
         line[0].set_ylabel("µs of one call on 910B1\n(modelled, not measured)")
     for axis in axes[-1]:
