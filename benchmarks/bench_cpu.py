@@ -52,6 +52,17 @@ def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Tenso
     return shapes.make(SHAPES[shape], dtype, style=style, rows=rows)
 
 
+def copy_of(rope: Tensors) -> Tensors:
+    """Elsewhere in memory, as densely or strided as before."""
+
+    def copy(t: Tensor) -> Tensor:
+        if t._base is None:
+            return t.clone()
+        return t._base.clone().as_strided(t.size(), t.stride(), t.storage_offset())
+
+    return replace(rope, q=copy(rope.q), k=copy(rope.k), cos=copy(rope.cos), sin=copy(rope.sin))
+
+
 # The peers, for half style: each makes a call of some tensors, which may write q and k in place.
 
 Peer = Callable[[Tensors], Callable[[], tuple[Tensor, Tensor]]]
@@ -119,14 +130,12 @@ def load_vllm() -> bool:
     return True
 
 
-def peers(quick: bool) -> dict[str, Peer]:
-    found: dict[str, Peer] = {"Hugging Face": hugging_face, "LMDeploy": lmdeploy}
-    if not quick:
-        torch.compiler.reset()
-        found["Hugging Face, compiled"] = hugging_face_compiled
-    if load_vllm():
-        found["vLLM"] = vllm
-    return found
+PEERS: dict[str, Peer] = {
+    "Hugging Face": hugging_face,
+    "LMDeploy": lmdeploy,
+    "Hugging Face, compiled": hugging_face_compiled,
+    "vLLM": vllm,
+}
 
 
 # Timing.
@@ -148,7 +157,7 @@ class Timer:
         spent = dict.fromkeys(self.calls, 0.0)
         for turn in range(rounds):
             for name, calls in self.calls.items():
-                if turn >= 3 and spent[name] > 3.0:
+                if turn >= 3 and spent[name] > 1.0:
                     continue
                 for call in calls:
                     start = time.perf_counter()
@@ -223,7 +232,7 @@ def in_place_rows(
     check(ropes[0])
     if shape in DRAM_SHAPES:
         sets = 1 + BEYOND_CACHE // ropes[0].bytes
-        ropes += [make_rope(shape, dtype, style, packed) for _ in range(sets - 1)]
+        ropes += [copy_of(ropes[0]) for _ in range(sets - 1)]
     rmw, apply_ = torch.ops.npu_rope_bench.read_modify_write, torch.ops.npu_rope.apply_
     empty_ = torch.ops.npu_rope_bench.empty_
     timer = Timer()
@@ -231,10 +240,11 @@ def in_place_rows(
     timer.add("read-modify-write", [lambda r=r: rmw(*r.args(), 0) for r in ropes])
     timer.add("read-modify-write, ahead", [lambda r=r: rmw(*r.args(), 4096) for r in ropes])
     timer.add("npu_rope.apply_", [lambda r=r: apply_(*r.args(), **r.options) for r in ropes])
-    if args.peers and style == "half" and not packed:
-        for name, peer in peers(args.quick).items():
-            check_peer(name, peer, ropes[0])
-            timer.add(name, [peer(r) for r in ropes])
+    if style == "half" and not packed:
+        torch.compiler.reset()
+        for name in args.peers:
+            check_peer(name, PEERS[name], ropes[0])
+            timer.add(name, [PEERS[name](r) for r in ropes])
     best = timer.best(args.rounds)
     call = best.pop("empty_")
     limit = min(us for name, us in best.items() if name.startswith("read-modify-write")) - call
@@ -315,13 +325,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--styles", nargs="+", default=["half", "interleaved"])
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
 
 
 def main(args: argparse.Namespace) -> list[report.Row]:
     if args.quick:
         args.rounds = min(args.rounds, 10)
+        args.peers = [name for name in args.peers if name != "Hugging Face, compiled"]
+    if "vLLM" in args.peers and not load_vllm():
+        args.peers.remove("vLLM")
     print("compiling the baselines ...", flush=True)
     cpp_extension.load(
         "npu_rope_bench",

@@ -73,22 +73,26 @@ void read_modify_write(const Tensor& q, const Tensor& k, const Tensor& cos, cons
   at::parallel_for(0, tokens, 1, pass);
 }
 
-std::tuple<Tensor, Tensor> empty(const Tensor& q, const Tensor& k, const Tensor&, const Tensor&,
-                                 const std::optional<std::string>&, std::optional<int64_t>, int64_t,
-                                 bool, bool, bool) {
-  return {at::empty_like(q, at::MemoryFormat::Contiguous),
-          at::empty_like(k, at::MemoryFormat::Contiguous)};
+using Rows = std::optional<Tensor>;
+using Layout = std::optional<std::string>;
+
+std::tuple<Tensor, Tensor> empty(const Rows& q, const Rows& k, const Tensor&, const Tensor&,
+                                 const Layout&, std::optional<int64_t>, int64_t, bool, bool, bool,
+                                 bool) {
+  return {at::empty_like(*q, at::MemoryFormat::Contiguous),
+          at::empty_like(*k, at::MemoryFormat::Contiguous)};
 }
 
-void empty_(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-            const std::optional<std::string>&, std::optional<int64_t>, int64_t, bool, bool, bool) {}
+void empty_(const Rows&, const Rows&, const Tensor&, const Tensor&, const Layout&,
+            std::optional<int64_t>, int64_t, bool, bool, bool, bool) {}
 
 TORCH_LIBRARY(npu_rope_bench, m) {
   const std::string options =
       ", *, str? layout=None, int? rotary_dim=None, int rotary_offset=0, bool interleaved=False, "
-      "bool deinterleave=False, bool cast_tables=True)";
-  const std::string schema = "empty(Tensor q, Tensor k, Tensor cos, Tensor sin" + options;
-  const std::string schema_ = "empty_(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin" + options;
+      "bool deinterleave=False, bool cast_tables=True, bool round_each=False)";
+  const std::string schema = "empty(Tensor? q, Tensor? k, Tensor cos, Tensor sin" + options;
+  const std::string schema_ =
+      "empty_(Tensor(a!)? q, Tensor(b!)? k, Tensor cos, Tensor sin" + options;
   m.def((schema + " -> (Tensor, Tensor)").c_str());
   m.def((schema_ + " -> ()").c_str());
   m.def(

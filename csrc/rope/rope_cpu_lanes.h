@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__SSE2__)
@@ -262,6 +263,7 @@ struct BFloat16 {
   static constexpr bool kDealt = true, kFusedSums = false;
 #if defined(__AVX512BF16__)
   static constexpr bool kPairwise = true;
+  using Moderate = struct ModerateBFloat16;
 #else
   static constexpr bool kPairwise = false;
 #endif
@@ -338,17 +340,16 @@ struct BFloat16 {
     }
   }
 
-  /// N elements at each of two places, as pairs.
-  template <int N>
-  static ROPE_INLINE Pairs<N> load_pairs(const Element* p, const Element* q) {
-    using H = Vec<Element, N>;
-    return pair_up(load_vec<H>(p), load_vec<H>(q), std::make_integer_sequence<int, 2 * N>());
+  /// N pairs from `from` on, of lanes of a and lanes of b.
+  template <int N, int from, class H>
+  static ROPE_INLINE Pairs<N> pair_up(H a, H b) {
+    return pair_up<from>(a, b, std::make_integer_sequence<int, 2 * N>());
   }
-  template <class H, int... Lane>
+  template <int from, class H, int... Lane>
   static ROPE_INLINE Pairs<sizeof...(Lane) / 2> pair_up(H a, H b,
                                                         std::integer_sequence<int, Lane...>) {
-    constexpr int N = sizeof...(Lane) / 2;
-    return __builtin_shufflevector(a, b, (Lane / 2 + Lane % 2 * N)...);
+    constexpr int size = sizeof(H) / sizeof(Element);
+    return __builtin_shufflevector(a, b, (from + Lane / 2 + Lane % 2 * size)...);
   }
 
   /// All first elements, then all second ones <-> pairs.
@@ -378,16 +379,44 @@ struct BFloat16 {
 
   /// Whether the magnitude of every element is at least 2^-63 and less than 2^65.
   template <int N>
-  static ROPE_INLINE bool moderate(Pairs<N> x) {
+  static ROPE_INLINE bool moderate(Pairs<N> x, Pairs<N> y) {
     // One of the exponent's two highest bits is set, and not both: the sum brings that into one.
     using H = Vec<uint16_t, 2 * N>;
-    const H sum = x + 0x2000, bit = H{} + 0x4000;
+    const H sum = (x + 0x2000) & (y + 0x2000), bit = H{} + 0x4000;
     if constexpr (N == 16) return !_mm512_testn_epi16_mask((__m512i)sum, (__m512i)bit);
     if constexpr (N == 8) return !_mm256_testn_epi16_mask((__m256i)sum, (__m256i)bit);
     if constexpr (N == 4) return !_mm_testn_epi16_mask((__m128i)sum, (__m128i)bit);
   }
 #endif
 };
+
+#if defined(__AVX512BF16__)
+/// BFloat16 by instructions that take subnormal numbers for zeros, where none can come up.
+struct ModerateBFloat16 : BFloat16 {
+  template <int N>
+  static ROPE_INLINE Vec<float, N> sum_of_rounded(Vec<float, N> p, Vec<float, N> r) {
+    const auto ones = bit_cast<Pairs<N>>(Vec<uint32_t, N>{} + 0x3f803f80u);
+    return dot<N>(narrow<N>({p, r}), ones);
+  }
+  template <int N>
+  static ROPE_INLINE Two<float, N> sum_of_rounded(Two<float, N> p, Two<float, N> r) {
+    return {sum_of_rounded<N>(p.a, r.a), sum_of_rounded<N>(p.b, r.b)};
+  }
+
+  template <int N>
+  static ROPE_INLINE void store(Element* p, Two<float, N> v) {
+    store_vec(p, narrow<N>(v));
+  }
+  template <int N>
+  static ROPE_INLINE void store(Element* p, Element* q, Two<float, N> v) {
+    store_halves<N>(p, q, narrow<N>(v));
+  }
+  template <int N>
+  static ROPE_INLINE Pairs<N> narrow(Two<float, N> v) {
+    return as_pairs<N>(narrow_in_order<N>(v));
+  }
+};
+#endif
 
 struct Float16 {
   using Element = uint16_t;

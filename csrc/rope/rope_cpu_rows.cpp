@@ -92,21 +92,22 @@ struct Rotation {
   static constexpr int kLanes = kVectorBytes / sizeof(Compute);
   static constexpr int kNarrowest = 16 / sizeof(Compute);
   static constexpr bool kPairwise = T::kPairwise && products == Products::kExact;
+  static constexpr bool kModerately = T::kPairwise && products == Products::kInElement;
 
   // The prepared table of a token has four values for each pair, with the sign inside sin1,
   //   y1 = x1 * cos1 + x2 * sin1,  y2 = x2 * cos2 + x1 * sin2,
   // and lies step by step in the lanes' order: cos1, sin1, cos2, sin2 of a whole step, and of a
   // half one cos1 and cos2 together, then sin1 and sin2.
   //
-  // Where it is pairwise, as T::dot wants it, every N pairs of a step have N times (cos1, sin1) in
-  // 32 bits, then N times (sin2, cos2), in the pairs' order; then its magnitudes lie between 2^-40
-  // and 2^40 or are 0, so that with moderate elements no product and no sum is subnormal or
-  // overflows.
+  // A moderate table's magnitudes lie between 2^-40 and 2^40 or are 0: with moderate elements (of
+  // T::moderate) no product and no sum is then subnormal or overflows. If it is to be used
+  // pairwise, as T::dot wants it, every N pairs of a step have N times (cos1, sin1) in 32 bits,
+  // then N times (sin2, cos2), in the pairs' order.
 
   struct Prepared {
     const Compute* values;
     Compute* end;
-    bool pairwise;
+    bool moderate;
   };
 
   template <class F>
@@ -143,7 +144,7 @@ struct Rotation {
     }
     return x * cos + partner * sin;
   }
-  template <int N>
+  template <class U, int N>
   static ROPE_INLINE Two<Compute, N> rotated(Two<Compute, N> x, Two<Compute, N> cos,
                                              Two<Compute, N> partner, Two<Compute, N> sin) {
     Two<Compute, N> p = {x.a * cos.a, x.b * cos.b};
@@ -152,6 +153,7 @@ struct Rotation {
               T::template multiply_add<N>(partner.b, sin.b, p.b)};
     }
     Two<Compute, N> r = {partner.a * sin.a, partner.b * sin.b};
+    if constexpr (!std::is_same_v<U, T>) return U::template sum_of_rounded<N>(p, r);
     if constexpr (products == Products::kInElement) {
       p = T::rounded(p);
       r = T::rounded(r);
@@ -165,7 +167,7 @@ struct Rotation {
                                        int64_t y_stride, int64_t heads, int64_t pairs,
                                        Prepared table, int64_t ahead) {
     if constexpr (kPairwise) {
-      if (table.pairwise) {  // little arithmetic: head by head, as memory likes it
+      if (table.moderate) {  // little arithmetic: head by head, as memory likes it
         for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
           if (ahead) {
             for (int64_t i = 0; i < 2 * pairs; i += kLineBytes / sizeof(Element)) {
@@ -182,14 +184,71 @@ struct Rotation {
     // Step by step, so that the table stays in registers.
     for_each_step(pairs, [&](auto step, int64_t first) {
       rotate_step(step, x, y, x_stride, y_stride, heads, pairs, first, table.values + 4 * first,
-                  ahead);
+                  table.moderate, ahead);
     });
+  }
+
+  template <class U, int N>
+  static ROPE_INLINE void rotate_whole(const Element* x, Element* y, int64_t pairs, int64_t first,
+                                       Two<Compute, N> cos1, Two<Compute, N> sin1,
+                                       Two<Compute, N> cos2, Two<Compute, N> sin2) {
+    Two<Compute, N> x1, x2;
+    if constexpr (reads_interleaved(order)) {
+      const auto u = to_pairs(U::template load<N>(x + 2 * first));
+      const auto v = to_pairs(U::template load<N>(x + 2 * first + 2 * N));
+      x1 = {u.a, v.a};
+      x2 = {u.b, v.b};
+    } else {
+      x1 = U::template load<N>(x + first);
+      x2 = U::template load<N>(x + pairs + first);
+      if constexpr (writes_interleaved(order)) {
+        x1 = in_order<T>(x1);
+        x2 = in_order<T>(x2);
+      }
+    }
+    const Two<Compute, N> y1 = rotated<U, N>(x1, cos1, x2, sin1),
+                          y2 = rotated<U, N>(x2, cos2, x1, sin2);
+    if constexpr (writes_interleaved(order)) {
+      U::template store<N>(y + 2 * first, from_pairs(Two<Compute, N>{y1.a, y2.a}));
+      U::template store<N>(y + 2 * first + 2 * N, from_pairs(Two<Compute, N>{y1.b, y2.b}));
+    } else if constexpr (reads_interleaved(order)) {
+      U::template store<N>(y + first, as_loaded<T>(y1));
+      U::template store<N>(y + pairs + first, as_loaded<T>(y2));
+    } else {
+      U::template store<N>(y + first, y1);
+      U::template store<N>(y + pairs + first, y2);
+    }
+  }
+
+  template <class U, int N>
+  static ROPE_INLINE void rotate_half(const Element* x, Element* y, int64_t pairs, int64_t first,
+                                      Two<Compute, N> cos, Two<Compute, N> sin) {
+    Two<Compute, N> u, partner;
+    if constexpr (reads_interleaved(order)) {
+      u = to_pairs(U::template load<N>(x + 2 * first));
+      partner = {u.b, u.a};
+    } else {
+      u = U::template load<N>(x + first, x + pairs + first);
+      if constexpr (writes_interleaved(order)) {
+        u = in_order<T>(u);
+        partner = {u.b, u.a};
+      } else {
+        partner = U::template load<N>(x + pairs + first, x + first);
+      }
+    }
+    Two<Compute, N> v = rotated<U, N>(u, cos, partner, sin);
+    if constexpr (writes_interleaved(order)) {
+      U::template store<N>(y + 2 * first, from_pairs(v));
+    } else {
+      if constexpr (reads_interleaved(order)) v = as_loaded<T>(v);
+      U::template store<N>(y + first, y + pairs + first, v);
+    }
   }
 
   template <int N>
   static ROPE_INLINE void rotate_step(Whole<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
-                                      const Compute* table, int64_t ahead) {
+                                      const Compute* table, bool moderate, int64_t ahead) {
     const auto cos1 = Table::template load<N>(table);
     const auto sin1 = Table::template load<N>(table + 2 * N);
     const auto cos2 = Table::template load<N>(table + 4 * N);
@@ -199,38 +258,23 @@ struct Rotation {
         __builtin_prefetch(x + first + ahead, 0, kIntoL2);
         __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
       }
-      Two<Compute, N> x1, x2;
-      if constexpr (reads_interleaved(order)) {
-        const auto u = to_pairs(T::template load<N>(x + 2 * first));
-        const auto v = to_pairs(T::template load<N>(x + 2 * first + 2 * N));
-        x1 = {u.a, v.a};
-        x2 = {u.b, v.b};
-      } else {
-        x1 = T::template load<N>(x + first);
-        x2 = T::template load<N>(x + pairs + first);
-        if constexpr (writes_interleaved(order)) {
-          x1 = in_order<T>(x1);
-          x2 = in_order<T>(x2);
+      if constexpr (kModerately) {
+        using H = Vec<Element, 2 * N>;
+        const H u = load_vec<H>(x + (reads_interleaved(order) ? 2 * first : first));
+        const H v = load_vec<H>(x + (reads_interleaved(order) ? 2 * first + 2 * N : pairs + first));
+        if (moderate && T::template moderate<N>(u, v)) {
+          rotate_whole<typename T::Moderate, N>(x, y, pairs, first, cos1, sin1, cos2, sin2);
+          continue;
         }
       }
-      const Two<Compute, N> y1 = rotated(x1, cos1, x2, sin1), y2 = rotated(x2, cos2, x1, sin2);
-      if constexpr (writes_interleaved(order)) {
-        T::template store<N>(y + 2 * first, from_pairs(Two<Compute, N>{y1.a, y2.a}));
-        T::template store<N>(y + 2 * first + 2 * N, from_pairs(Two<Compute, N>{y1.b, y2.b}));
-      } else if constexpr (reads_interleaved(order)) {
-        T::template store<N>(y + first, as_loaded<T>(y1));
-        T::template store<N>(y + pairs + first, as_loaded<T>(y2));
-      } else {
-        T::template store<N>(y + first, y1);
-        T::template store<N>(y + pairs + first, y2);
-      }
+      rotate_whole<T, N>(x, y, pairs, first, cos1, sin1, cos2, sin2);
     }
   }
 
   template <int N>
   static ROPE_INLINE void rotate_step(Half<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
-                                      const Compute* table, int64_t ahead) {
+                                      const Compute* table, bool moderate, int64_t ahead) {
     const auto cos = Table::template load<N>(table);
     const auto sin = Table::template load<N>(table + 2 * N);
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
@@ -238,27 +282,25 @@ struct Rotation {
         __builtin_prefetch(x + first + ahead, 0, kIntoL2);
         __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
       }
-      Two<Compute, N> u, partner;
-      if constexpr (reads_interleaved(order)) {
-        u = to_pairs(T::template load<N>(x + 2 * first));
-        partner = {u.b, u.a};
-      } else {
-        u = T::template load<N>(x + first, x + pairs + first);
-        if constexpr (writes_interleaved(order)) {
-          u = in_order<T>(u);
-          partner = {u.b, u.a};
-        } else {
-          partner = T::template load<N>(x + pairs + first, x + first);
+      if constexpr (kModerately) {
+        if (moderate) {
+          const auto u = load_pairs<N>(x, pairs, first);
+          if (T::template moderate<N>(u, u)) {
+            rotate_half<typename T::Moderate, N>(x, y, pairs, first, cos, sin);
+            continue;
+          }
         }
       }
-      Two<Compute, N> v = rotated(u, cos, partner, sin);
-      if constexpr (writes_interleaved(order)) {
-        T::template store<N>(y + 2 * first, from_pairs(v));
-      } else {
-        if constexpr (reads_interleaved(order)) v = as_loaded<T>(v);
-        T::template store<N>(y + first, y + pairs + first, v);
-      }
+      rotate_half<T, N>(x, y, pairs, first, cos, sin);
     }
+  }
+
+  template <int N>
+  static ROPE_INLINE Vec<Element, 2 * N> load_pairs(const Element* x, int64_t pairs,
+                                                    int64_t first) {
+    using H = Vec<Element, N>;
+    if constexpr (reads_interleaved(order)) return load_vec<Vec<Element, 2 * N>>(x + 2 * first);
+    return T::template pair_up<N, 0>(load_vec<H>(x + first), load_vec<H>(x + pairs + first));
   }
 
   static ROPE_INLINE void rotate_pairs(Single, const Element* x, Element* y, int64_t pairs,
@@ -267,29 +309,50 @@ struct Rotation {
     std::memcpy(entry, table, sizeof(entry));
     const Compute values[] = {T::read(&entry[0]), T::read(&entry[3]), T::read(&entry[1]),
                               T::read(&entry[2])};
-    rotate_step(Single(), x, y, 0, 0, 1, pairs, pair, values, 0);
+    rotate_step(Single(), x, y, 0, 0, 1, pairs, pair, values, false, 0);
   }
 
   template <int N>
   static ROPE_INLINE void rotate_pairs(Whole<N>, const Element* x, Element* y, int64_t pairs,
                                        int64_t first, const Compute* table) {
-    rotate_pairs(Half<N>(), x, y, pairs, first, table);
-    rotate_pairs(Half<N>(), x, y, pairs, first + N, table + 2 * N);
+    using H = Vec<Element, 2 * N>;
+    const int64_t other = reads_interleaved(order) ? 2 * first + 2 * N : pairs + first;
+    H u = load_vec<H>(x + (reads_interleaved(order) ? 2 * first : first));
+    H v = load_vec<H>(x + other);
+    if (!__builtin_expect(T::template moderate<N>(u, v), true)) {
+      rotate_pairs(Half<N>(), x, y, pairs, first, table);
+      rotate_pairs(Half<N>(), x, y, pairs, first + N, table + 2 * N);
+      return;
+    }
+    if constexpr (!reads_interleaved(order)) {
+      const H x1 = u, x2 = v;
+      u = T::template pair_up<N, 0>(x1, x2);
+      v = T::template pair_up<N, N>(x1, x2);
+    }
+    const auto dot = [&](H pairs, int place) {
+      return T::template dot<N>(pairs, load_vec<H>(table + place * N));
+    };
+    const Two<Compute, N> y1 = {dot(u, 0), dot(v, 2)}, y2 = {dot(u, 1), dot(v, 3)};
+    if constexpr (writes_interleaved(order)) {
+      const auto store = [&](int64_t place, Two<Compute, N> y12) {
+        store_vec(y + place, T::template as_pairs<N>(T::template narrow_in_order<N>(y12)));
+      };
+      store(2 * first, {y1.a, y2.a});
+      store(2 * first + 2 * N, {y1.b, y2.b});
+    } else {
+      store_vec(y + first, T::template narrow_in_order<N>(y1));
+      store_vec(y + pairs + first, T::template narrow_in_order<N>(y2));
+    }
   }
 
   template <int N>
   static ROPE_INLINE void rotate_pairs(Half<N>, const Element* x, Element* y, int64_t pairs,
                                        int64_t first, const Compute* table) {
     using H = Vec<Element, 2 * N>;
-    H u;
-    if constexpr (reads_interleaved(order)) {
-      u = load_vec<H>(x + 2 * first);
-    } else {
-      u = T::template load_pairs<N>(x + first, x + pairs + first);
-    }
+    const H u = load_pairs<N>(x, pairs, first);
     const H t1 = load_vec<H>(table), t2 = load_vec<H>(table + N);
     H v;  // all y1, then all y2
-    if (__builtin_expect(T::template moderate<N>(u), true)) {
+    if (__builtin_expect(T::template moderate<N>(u, u), true)) {
       v = T::template narrow_in_order<N>({T::template dot<N>(u, t1), T::template dot<N>(u, t2)});
     } else {
       const auto wide = [](H pairs) { return T::widen(bit_cast<Vec<uint32_t, N>>(pairs)); };
@@ -307,7 +370,7 @@ struct Rotation {
 
   static ROPE_INLINE void rotate_step(Single, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t pair,
-                                      const Compute* table, int64_t) {
+                                      const Compute* table, bool, int64_t) {
     constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
     const Compute cos1 = table[0], cos2 = table[1], sin1 = table[2], sin2 = table[3];
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
@@ -318,21 +381,38 @@ struct Rotation {
     }
   }
 
-  /// One table row of dtype S to Compute, rounded to T on the way if asked for.
+  /// One table row of dtype S to Compute, rounded to T on the way if asked for: from entry i on, in
+  /// ever narrower vectors.
+  template <class S, int N>
+  static ROPE_INLINE void widen_from(int64_t i, const typename S::Element* table, int64_t size,
+                                     bool round, Compute* row) {
+    for (; i + 2 * N <= size; i += 2 * N) {
+      auto v = without_nan_payload(in_order<S>(S::template load<N>(table + i)));
+      if (round) v = T::rounded(v);
+      Table::template store<N>(row + i, v);
+    }
+    if constexpr (N > kNarrowest) {
+      widen_from<S, N / 2>(i, table, size, round, row);
+    } else {
+      widen_singly<S>(i, table, size, round, row);
+    }
+  }
+  template <class S>
+  static ROPE_INLINE void widen_singly(int64_t i, const typename S::Element* table, int64_t size,
+                                       bool round, Compute* row) {
+    for (; i < size; ++i) {
+      const Compute value = without_nan_payload(static_cast<Compute>(S::read(table + i)));
+      row[i] = round ? T::rounded(value) : value;
+    }
+  }
+
   template <class S>
   static void widen(const void* table, int64_t size, bool round, Compute* row) {
     const auto* from = static_cast<const typename S::Element*>(table);
-    int64_t i = 0;
     if constexpr (sizeof(typename S::Compute) == sizeof(Compute)) {
-      for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-        auto v = without_nan_payload(in_order<S>(S::template load<kLanes>(from + i)));
-        if (round) v = T::rounded(v);
-        Table::template store<kLanes>(row + i, v);
-      }
-    }
-    for (; i < size; ++i) {
-      const Compute value = without_nan_payload(static_cast<Compute>(S::read(from + i)));
-      row[i] = round ? T::rounded(value) : value;
+      widen_from<S, kLanes>(0, from, size, round, row);
+    } else {
+      widen_singly<S>(0, from, size, round, row);
     }
   }
 
@@ -367,13 +447,15 @@ struct Rotation {
     const bool dealt = interleaved && !geometry.half_tables;
     const int64_t second = geometry.half_tables ? 0 : pairs;
     const bool transpose = geometry.transpose;
-    const bool pairwise = kPairwise && moderate_or_zero(cos, size) && moderate_or_zero(sin, size);
+    const bool moderate =
+        T::kPairwise && moderate_or_zero(cos, size) && moderate_or_zero(sin, size);
+    const bool pairwise = kPairwise && moderate;
 
     const int64_t floats = pairwise ? 2 : 4;  // of a pair
     for_each_step(pairs, [&](auto step, int64_t first) {
       arrange(step, cos, sin, first, second, dealt, transpose, pairwise, table + floats * first);
     });
-    return {table, table + floats * pairs, pairwise};
+    return {table, table + floats * pairs, moderate};
   }
 
   static bool moderate_or_zero(const Compute* row, int64_t size) {
