@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from npu_rope import huggingface
+from npu_rope.demo import huggingface as whole_model
 from npu_rope.demo import is_accurate
 from npu_rope.demo.exact import Errors, as_pairs, errors, rotate
 from npu_rope.demo.measure import Row
@@ -55,3 +57,15 @@ def test_the_demo_fails_where_the_operator_is_wrong(
 ) -> None:
     rows = [Row("", None, Errors(0.0, rms, 0.0)) for rms in (hugging_face, npu_rope)]
     assert is_accurate(rows) is accurate
+
+
+def test_the_demo_fails_where_a_model_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whole_model.section() == 0
+    assert "the same bits" in capsys.readouterr().out
+
+    patch = huggingface.patch
+    monkeypatch.setattr(huggingface, "patch", lambda model: patch(model, keep_bits=False))
+    assert whole_model.section() == 1
+    assert "OTHER BITS" in capsys.readouterr().out

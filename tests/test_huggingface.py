@@ -4,6 +4,7 @@ Sizes are the published models' but for the number of tokens; q and k are the st
 the models' projections leave.
 """
 
+import functools
 from collections.abc import Callable
 
 import npu_rope  # noqa: F401  registers torch.ops.npu_rope
@@ -51,11 +52,24 @@ def query_key(model: models.Model, positions: Tensor, dtype: torch.dtype) -> mod
 
 
 def apply(
-    model: models.Model, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, cast_tables: bool
+    model: models.Model,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    cast_tables: bool,
+    round_each: bool = False,
 ) -> models.Pair:
     cos, sin = model.operator_tables(cos, sin)
     return torch.ops.npu_rope.apply(
-        q, k, cos, sin, cast_tables=cast_tables, layout=model.layout, **model.options
+        q,
+        k,
+        cos,
+        sin,
+        cast_tables=cast_tables,
+        round_each=round_each,
+        layout=model.layout,
+        **model.options,
     )
 
 
@@ -121,3 +135,28 @@ def test_cast_tables_rounds_as_hugging_face_does(build: Build, dtype: torch.dtyp
     for one, other, third in zip(before, inside, never, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
         assert not torch.equal(one, third), "the comparison is empty: rounding changed nothing"
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=lambda d: str(d)[6:])
+@every_model
+def test_round_each_has_hugging_faces_bits(build: Build, dtype: torch.dtype) -> None:
+    """Where the model's function computes in q's dtype; and of its gradients."""
+    if build in FLOAT32_INSIDE:
+        return  # test_equals_hugging_face asks for the bits of its default
+    model = build()
+    positions = real_positions(build)
+    tables = model.tables(positions, dtype)
+    results = []
+    for rotate in (
+        model.rotate,
+        functools.partial(apply, model, cast_tables=True, round_each=True),
+    ):
+        rows = [x.detach().requires_grad_() for x in query_key(model, positions, dtype)]
+        rotated = rotate(*rows, *tables)
+        generator = torch.Generator().manual_seed(4)
+        incoming = [torch.randn(x.shape, generator=generator).to(dtype) for x in rotated]
+        results.append((*rotated, *torch.autograd.grad(rotated, rows, incoming)))
+    for own, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, own, rtol=0, atol=0)
+    once = apply(model, *query_key(model, positions, dtype), *tables, cast_tables=True)
+    assert not torch.equal(once[0], results[0][0]), "the comparison is empty: all roundings agree"

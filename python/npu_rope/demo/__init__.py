@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         import skimage
         import transformers
 
+        from . import huggingface
         from .cases import cases
         from .measure import measure
     except ModuleNotFoundError as error:
@@ -78,6 +79,9 @@ def main(argv: list[str]) -> int:
         if not is_accurate(rows):
             accurate = False
             print("   WRONG: npu_rope with float32 tables is less accurate than Hugging Face")
+    progress("running a whole model ...")
+    progress("")
+    accurate &= huggingface.section() == 0
     progress("running LMDeploy's own layer ...")
     progress("")
     accurate &= lmdeploy.section() == 0

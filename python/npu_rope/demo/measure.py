@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .cases import Case
     from .models import Pair
 
-SECONDS = 1.0  # of measuring, for each case
+SECONDS = 0.9  # of measuring, for each case
 
 
 @dataclass(frozen=True)
