@@ -50,6 +50,10 @@ def test_newest_pair_on_npu_tensors() -> None:
     run(packages.NEWEST, "npu.py", npu=True)
 
 
+def test_whose_errors_come_on_npu_tensors() -> None:
+    run(packages.NEWEST, "npu_errors.py", npu=True)
+
+
 def test_newest_pair_that_can_serve() -> None:
     run(packages.SERVING, "pair.py", "steps.py")
 

@@ -335,9 +335,10 @@ registered = sys.modules[REGISTRY].vendor_ops_registry["apply_rotary_pos_emb"]
 for error in (RuntimeError("an older kernel"), ValueError("x"), TypeError("x"), MemoryError(),
               NotImplementedError("x"), torch.OutOfMemoryError("no memory"), KeyboardInterrupt()):
     for call in (cls().forward, registered):
+        k = q.clone()
         try:
             with Failing(error):
-                call(q, q.clone(), half, half)
+                call(q, k, half, half)
         except BaseException as raised:
             assert raised is error
         else:

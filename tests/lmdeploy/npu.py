@@ -10,19 +10,8 @@ import npu_rope
 import pytest
 import torch
 import torch_npu
-
-load_library = torch.ops.load_library
-
-
-def without_atb(path: str) -> None:
-    """dlinfer loads torch_npu's ATB operators, which need NNAL; nothing here calls one."""
-    if not path.endswith("libop_plugin_atb.so"):
-        load_library(path)
-
-
-torch.ops.load_library = without_atb
-
-from ascend import build_layer, default, drop_in, heads, launches, tables  # noqa: E402
+import without_atb  # noqa: F401
+from ascend import build_layer, default, drop_in, heads, launches, tables
 
 TOKENS = 7
 
