@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def test_a_registration_without_effect_is_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("training", "by"), ((False, "kernelize"), (True, "patch")))
 def test_torch_compile_takes_one_graph(training: bool, by: str) -> None:
     """The form is looked for while the model is traced: nothing has run before."""
-    build = huggingface_models.nanochat  # its sin is negated first
+    # nanochat's sin is negated first
+    build = huggingface_models.nanochat if by == "patch" else huggingface_models.qwen3
     model, batch = make(build, torch.bfloat16), inputs(build, torch.bfloat16)
     batch["use_cache"] = False
 
@@ -193,6 +195,13 @@ def test_torch_compile_takes_any_number_of_tokens() -> None:
         cos, sin = torch.randn(2, 1, tokens, 16).half()
         assert all(map(torch.equal, compiled(q, k, cos, sin), own(q, k, cos, sin)))
     assert graphs == [1]
+
+    # Under such a mode torch compiles no frame, but would those of the search inside it.
+    for entry in dispatch.entries():
+        entry.found.clear()
+    with operator_calls() as calls:
+        torch.compile(ours, backend=backend)(q, k, cos, sin)
+    assert len(calls) == 1
 
 
 def test_generating_keeps_the_tokens() -> None:
@@ -252,6 +261,9 @@ OTHERS = {
     "reversed heads": lambda x, c, s: (x * c + rotate_half(x) * s).flip(1),
     "a shift of tokens": lambda x, c, s: x * c.roll(1, -2) + rotate_half(x) * s.roll(1, -2),
     "one row for all tokens": lambda x, c, s: x * c[:, :, :1] + rotate_half(x) * s[:, :, :1],
+    "other tables for one batch": lambda x, c, s: (
+        x * c + rotate_half(x) * (s if s.shape[0] > 1 else s.flip(-1))
+    ),
     "another shape": lambda x, c, s: (x * c + rotate_half(x) * s).transpose(1, 2),
     "another result": lambda x, c, s: [x],
     "first batch for all": lambda x, c, s: x * c[:1] + rotate_half(x) * s[:1],
@@ -459,6 +471,51 @@ def test_patch_goes_under_what_wraps_a_module() -> None:
     with operator_calls() as calls:
         model(**batch)
     assert calls == []
+
+
+def announced(function: Callable) -> Callable:
+    """A decorator, as transformers has them on its models' methods."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        announcements.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+announcements: list[str] = []
+half_style = both(lambda x, c, s: x * c + rotate_half(x) * s)
+
+
+class Decorated(nn.Module):
+    @announced
+    def forward(self, q: Tensor, tables: tuple[Tensor, Tensor], *, scale: float = 0.5) -> Tensor:
+        return scale * sum(self.both(q, q, *tables))
+
+    @announced
+    @announced
+    def both(self, *rows_and_tables: Tensor) -> tuple[Tensor, Tensor]:
+        return next(half_style(*rows_and_tables) for _ in "a")
+
+
+class Derived(Decorated):
+    def forward(self, *args: Any) -> Tensor:  # noqa: ANN401
+        return super().forward(*args)
+
+
+def test_patch_reaches_into_decorated_methods() -> None:
+    model = nn.Sequential(Derived())[0]
+    q, cos, sin = torch.randn(2, 3, 5, 8), *torch.randn(2, 2, 5, 8)
+    expected = model(q, (cos, sin))
+    announcements.clear()
+    assert huggingface.patch(model) == {f"{__name__}.half_style": 1}
+    with operator_calls() as calls:
+        assert torch.equal(model(q, (cos, sin)), expected)
+    assert calls == ["npu_rope::apply"]
+    assert announcements == ["forward", "both", "both"]
+    huggingface.unpatch(model)
+    assert vars(model).keys() == vars(Derived()).keys()
 
 
 def test_patch_of_a_model_without_rotations_says_so() -> None:

@@ -152,7 +152,7 @@ def _find(function: Function, call: Call, keep_bits: bool) -> Form | str:
         dtype = None if outputs[0].dtype is call.q.dtype else outputs[0].dtype
         for form in _candidates(layout, call):
             form = replace(form, dtype=dtype, single=isinstance(own, Tensor))
-            if not _near(form, inputs, outputs, call):
+            if not _near(form, function, call):
                 continue
             if not keep_bits:  # nothing was promised that a gradient could break
                 return form
@@ -175,18 +175,23 @@ def _candidates(layout: str, call: Call) -> Iterator[Form]:
                 yield Form(layout, columns, rotary_dim, offset, **style, inverse=inverse)
 
 
-def _near(form: Form, inputs: Inputs, outputs: tuple[Tensor, ...], call: Call) -> bool:
+def _near(form: Form, function: Function, call: Call) -> bool:
     """Whether the form is that of the function, but for roundings."""
-    try:
-        ours = _outputs(apply(form, *inputs), inputs)
-    except _REFUSALS:
-        return False
     # Any two ways of rounding are this near; another rotation is off by the size of the values.
     near = 32 * torch.finfo(call.q.dtype).eps
-    return all(
-        one.dtype is other.dtype and torch.allclose(one, other, rtol=0, atol=near)
-        for one, other in zip(outputs, ours, strict=True)
-    )
+    for batch_of_tables in (_BATCH, 1):
+        inputs = _inputs(form.layout, call, batch_of_tables=batch_of_tables)
+        own = _outputs(function(*inputs, call.unsqueeze_dim), inputs)
+        try:
+            ours = _outputs(apply(form, *inputs), inputs)
+        except _REFUSALS:
+            return False
+        if not all(
+            one.dtype is other.dtype and torch.allclose(one, other, rtol=0, atol=near)
+            for one, other in zip(own, ours, strict=True)
+        ):
+            return False
+    return True
 
 
 def _with_same_bits(form: Form, function: Function, call: Call) -> Form | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 
 from torch import nn
 
@@ -28,7 +29,7 @@ def patch(model: nn.Module, *, keep_bits: bool = True) -> dict[str, int]:
         (module, name, method, called)
         for module in model.modules()
         for name, method in _methods(module)
-        if (called := _rotary_names(method))
+        if (called := _called(method))
     ]
     if not methods:
         raise ValueError(
@@ -37,10 +38,11 @@ def patch(model: nn.Module, *, keep_bits: bool = True) -> dict[str, int]:
         )
     counts: dict[str, int] = {}
     for module, name, method, called in methods:
-        setattr(module, name, MethodType(_calling(method, called, keep_bits), module))
+        changed = _calling_ours(method, keep_bits)
+        setattr(changed, _ORIGINAL, method)
+        setattr(module, name, MethodType(changed, module))
         for function in called:
-            full_name = _full_name(method, function)
-            counts[full_name] = counts.get(full_name, 0) + 1
+            counts[function] = counts.get(function, 0) + 1
     return counts
 
 
@@ -75,15 +77,35 @@ def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
             yield name, getattr(value.__func__, _ORIGINAL, value.__func__)
 
 
-def _rotary_names(method: FunctionType) -> list[str]:
-    """The global names of rotary functions that the method's code reads."""
+def _called(function: FunctionType) -> list[str]:
+    """The full names of the rotary functions that it calls, or what it wraps."""
+    names = [_full_name(function, name) for name in _rotary_names(function)]
+    for inner in _wrapped(function):
+        names += _called(inner)
+    return names
+
+
+def _rotary_names(function: FunctionType) -> list[str]:
+    """The global names of rotary functions that the function's code reads."""
     return [
         name
-        for name in dict.fromkeys(_global_names(method.__code__))
-        if callable(value := method.__globals__.get(name))
-        and isinstance(value, (FunctionType, nn.Module))
+        for name in dict.fromkeys(_global_names(function.__code__))
+        if isinstance(value := function.__globals__.get(name), (FunctionType, nn.Module))
         and dispatch.roles(value)
     ]
+
+
+def _wrapped(function: FunctionType) -> list[FunctionType]:
+    """The functions that a decorator's function holds; not itself, as a recursive one does."""
+    held = (_content(cell) for cell in function.__closure__ or ())
+    return [x for x in held if isinstance(x, FunctionType) and x is not function]
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put into it yet
+        return None
 
 
 def _full_name(method: FunctionType, name: str) -> str:
@@ -97,29 +119,32 @@ def _global_names(code: CodeType) -> Iterator[str]:
             yield from _global_names(constant)
 
 
-def _calling(method: FunctionType, called: list[str], keep_bits: bool) -> FunctionType:
-    """The method with other names for the functions, under which its module holds ours.
+def _calling_ours(function: FunctionType, keep_bits: bool) -> FunctionType:
+    """The function, or the wrapper and what it wraps, calling ours in the place of its own.
 
-    Its globals stay the module's own, live: what is replaced there later reaches the method, and
-    torch.compile finds a name where it looks for it.
+    It reads them under other names, which the globals of its module hold beside the old ones: what
+    is replaced there later still reaches it, and torch.compile finds a name where it looks for it.
     """
     names = {}
-    for name in called:
+    for name in _rotary_names(function):
         names[name] = f"{_PREFIX}{'' if keep_bits else 'float32_'}{name}"
-        method.__globals__[names[name]] = dispatch.replacement(
-            method.__globals__[name], _full_name(method, name), keep_bits=keep_bits
+        function.__globals__[names[name]] = dispatch.replacement(
+            function.__globals__[name], _full_name(function, name), keep_bits=keep_bits
         )
-    code = _renamed(method.__code__, names)
-    changed = FunctionType(
-        code, method.__globals__, method.__name__, method.__defaults__, method.__closure__
+    inner = {id(x): _calling_ours(x, keep_bits) for x in _wrapped(function) if _called(x)}
+    closure = tuple(
+        CellType(inner[id(_content(cell))]) if id(_content(cell)) in inner else cell
+        for cell in function.__closure__ or ()
     )
-    changed.__kwdefaults__ = method.__kwdefaults__
-    changed.__dict__.update(method.__dict__)
-    changed.__annotations__ = method.__annotations__
-    changed.__doc__ = method.__doc__
-    changed.__qualname__ = method.__qualname__
-    setattr(changed, _ORIGINAL, method)
-    return changed
+    changed = FunctionType(
+        _renamed(function.__code__, names),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        closure,
+    )
+    changed.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(changed, function)
 
 
 def _renamed(code: CodeType, names: dict[str, str]) -> CodeType:
