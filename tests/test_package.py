@@ -11,6 +11,7 @@ from pathlib import Path
 
 import npu_rope
 import pytest
+from npu_rope import doctor, simulate
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +41,8 @@ def test_sdist_holds_the_sources_and_installs(tmp_path: Path) -> None:
     (sdist,) = tmp_path.glob("npu_rope-*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    tracked = run("git", "ls-files", "csrc", "cmake", "python", "CMakeLists.txt", "LICENSE")
-    assert {*tracked.stdout.split()} <= names
+    tracked = run("git", "ls-files", ":!:.*")
+    assert {*tracked.stdout.split()} <= names, "the sdist is a checkout: its README's commands work"
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
     target = tmp_path / "installed"
@@ -95,6 +96,23 @@ def test_import_works_in_a_module_that_python_m_runs(tmp_path: Path) -> None:
     (package / "__main__.py").write_text("print('served')")
     result = run(sys.executable, "-m", "server", PYTHONPATH=str(tmp_path))
     assert result.stdout == "served\n", result.stderr
+
+
+def test_what_simulate_installs_can_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    package = simulate.torch_npu_folder() / "torch_npu"
+    package.mkdir(parents=True)
+    (finding,) = (line[2] for line in doctor.report() if line[1] == "simulate")
+    assert str(simulate.install_folder()) in finding and "simulate --remove" in finding
+    (other := tmp_path / "share" / "other").mkdir()
+    assert simulate.main(["--remove"]) == 0
+    assert not package.exists() and other.exists()
+    assert simulate.main(["--remove"]) == 0
+    assert "nothing to remove" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        simulate.main([])
 
 
 def test_doctor_says_what_is_live() -> None:

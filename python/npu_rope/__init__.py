@@ -37,9 +37,7 @@ def _load() -> None:
             "It is built for one version of torch: reinstall npu_rope with "
             "`pip install --no-build-isolation --force-reinstall --no-deps`, in this environment."
         ) from error
-    from npu_rope import ops, reference, simulator, vmap
-
-    vmap.register()
+    from npu_rope import ops, reference, simulator, vmap  # noqa: F401  registers its rules
 
     globals().update(
         apply=ops.apply,

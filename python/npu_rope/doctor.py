@@ -144,6 +144,21 @@ def _npu() -> Iterator[Line]:
         yield "no", subject, f"not live: {_first_line(error)}"
 
 
+def _simulate() -> Iterator[Line]:
+    from npu_rope import simulate
+
+    places = [path.name for path in sorted(simulate.install_folder().glob("torch_npu-*"))]
+    if places:
+        yield (
+            "ok",
+            "simulate",
+            f"{', '.join(places)} in {simulate.install_folder()}, which uninstalling leaves: "
+            "`python -m npu_rope simulate --remove` removes it",
+        )
+    else:
+        yield "--", "simulate", "has installed nothing in this environment"
+
+
 def _lmdeploy() -> Iterator[Line]:
     try:
         from npu_rope import lmdeploy
@@ -154,7 +169,14 @@ def _lmdeploy() -> Iterator[Line]:
 
 
 def report() -> list[Line]:
-    looks: list[Callable[[], Iterator[Line]]] = [_torch, _torch_npu, _cann, _operator, _lmdeploy]
+    looks: list[Callable[[], Iterator[Line]]] = [
+        _torch,
+        _torch_npu,
+        _cann,
+        _operator,
+        _simulate,
+        _lmdeploy,
+    ]
     python = f"{platform.python_version()} on {platform.machine()}, {sys.executable}"
     lines: list[Line] = [("ok", "python", python), ("ok", "npu_rope", npu_rope.__version__)]
     for look in looks:

@@ -5,7 +5,8 @@
 The command sees the real torch_npu over a simulated CANN runtime: ``q.npu()`` lies in host memory,
 and a launch runs the Ascend C kernel on simulated cores, which refuse what the chip would not do.
 The first run installs torch_npu into a folder of this environment that nothing else looks into, and
-builds the simulated runtime in the source checkout; no CANN, no root.
+builds the simulated runtime in the source checkout; no CANN, no root. pip does not know the folder:
+`python -m npu_rope simulate --remove` removes it, before npu_rope itself is uninstalled.
 
 Settings, all optional, by environment variables:
 
@@ -34,10 +35,25 @@ def _say(text: str) -> None:
     print(f"npu_rope simulate: {text}", file=sys.stderr, flush=True)
 
 
+def install_folder() -> Path:
+    """What this command installs, for any torch; nothing else writes there."""
+    return Path(sys.prefix) / "share" / "npu_rope"
+
+
 def torch_npu_folder() -> Path:
     """Where the torch_npu that pairs with this torch lies, installed or not."""
     version = importlib.metadata.version("torch").split("+")[0]
-    return Path(sys.prefix) / "share" / "npu_rope" / f"torch_npu-{version}"
+    return install_folder() / f"torch_npu-{version}"
+
+
+def _remove() -> int:
+    found = sorted(install_folder().glob("torch_npu-*"))
+    for place in found:
+        _say(f"removing {place}")
+        shutil.rmtree(place)
+    if not found:
+        _say(f"nothing to remove in {install_folder()}")
+    return 0
 
 
 def _install_torch_npu(folder: Path) -> None:
@@ -123,8 +139,14 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="+", help="what to run, after --")
-    command = parser.parse_args(argv).command
+    parser.add_argument("--remove", action="store_true", help="remove what earlier runs installed")
+    parser.add_argument("command", nargs="*", help="what to run, after --")
+    arguments = parser.parse_args(argv)
+    if arguments.remove:
+        return _remove()
+    command = arguments.command
+    if not command:
+        parser.error("a command is missing, after --")
     if command[0] in ("python", "python3"):
         command[0] = sys.executable  # this environment's, active or not
     os.execvpe(command[0], command, environment())

@@ -121,8 +121,7 @@ def _in_place(
     return None, None
 
 
-def register() -> None:
-    ops = torch.ops.npu_rope
-    for form in (ops.apply, ops.apply_backward):
-        torch.library.register_vmap(form.default, _functional(form))
-    torch.library.register_vmap(ops.apply_.default, _in_place)
+# Once for each process, as every import is.
+for _form in (torch.ops.npu_rope.apply, torch.ops.npu_rope.apply_backward):
+    torch.library.register_vmap(_form.default, _functional(_form))
+torch.library.register_vmap(torch.ops.npu_rope.apply_.default, _in_place)
