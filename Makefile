@@ -1,7 +1,9 @@
 # Two commands need nothing before them: `make demo` and `make test`. They set up .venv by themselves.
 #   PYTHON   the interpreter to make .venv with
 #   TORCH    what to install as torch; a CPU build is enough (README, "Install")
+#   REPORT   what test-cann and test-npu write
 PYTHON ?= python3
+REPORT ?= npu_rope-report.txt
 TORCH  ?= torch==2.13.0
 
 VENV := .venv
@@ -9,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
 
-.PHONY: demo test test-npu test-lmdeploy bench lint clean
+.PHONY: demo test test-cann test-npu test-lmdeploy bench lint clean
 
 # The demo's last section shows LMDeploy's own layer, where its packages can be had.
 demo: $(VENV)/built
@@ -26,9 +28,15 @@ test: $(VENV)/built
 test-lmdeploy: $(VENV)/built
 	NPU_ROPE_LMDEPLOY_PAIRS=all $(BIN)/python -m pytest tests/test_lmdeploy.py $(ARGS)
 
-# On a machine with an NPU, in the environment that has torch_npu and npu_rope: not in .venv.
+# Both in the environment that has torch and npu_rope: not in .venv. On a machine with CANN, a chip
+# or not: what its compiler makes of the kernels.
+test-cann:
+	$(PYTHON) -m pytest -p tests.report --report $(REPORT) tests/cann_build.py $(ARGS)
+
+# On a machine with an NPU: the same, and the operator on the device.
 test-npu:
-	$(PYTHON) -m pytest tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
+	$(PYTHON) -m pytest -p tests.report --report $(REPORT) tests/cann_build.py \
+	  tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
 
 bench: $(VENV)/built
 	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py bench)

@@ -14,6 +14,28 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+HOOK = '''\
+"""Written by npu_rope's setup.py for an editable installation: the checkout's own module."""
+
+import importlib.util
+import logging
+import os
+import sys
+
+if os.path.exists({path!r}):
+    _spec = importlib.util.spec_from_file_location({name!r}, {path!r})
+    sys.modules[__name__] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[__name__])
+else:
+
+    def install() -> None:
+        logging.getLogger({name!r}).warning(
+            "npu_rope is installed from a checkout that is no longer in %s: install it again from "
+            "where it is, or `pip uninstall npu_rope`", os.path.dirname({path!r})
+        )
+'''
+
+
 class CMakeBuild(build_ext):
     """Builds every extension by one CMake run, in a folder that the next build finds again."""
 
@@ -29,9 +51,18 @@ class CMakeBuild(build_ext):
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             self._place(folder / Path(self.get_ext_filename(extension.name)).name, target)
-            # Built only where CANN and torch_npu are; one of an earlier build is not kept.
-            library = folder / "libnpu_rope_npu.so"
-            self._place(library, target.with_name(library.name))
+            # Built only where CANN and torch_npu are; those of an earlier build are not kept.
+            for library in ("libnpu_rope_npu.so", "libnpu_rope_kernels.so"):
+                self._place(folder / library, target.with_name(library))
+        if self.editable_mode:
+            self._place_hook()
+
+    def _place_hook(self) -> None:
+        """Of an editable installation, the module that `import torch` loads in every process, with
+        the environment's packages: it is still there when the checkout is not."""
+        hook = ROOT / "python" / "npu_rope_autoload.py"
+        site_packages = Path(self.get_finalized_command("install").install_lib)
+        (site_packages / hook.name).write_text(HOOK.format(name=hook.stem, path=str(hook)))
 
     @staticmethod
     def _place(built: Path, target: Path) -> None:

@@ -7,12 +7,12 @@ function(add_npu_library target torch_npu_dir)
     csrc/rope/rope_npu.cpp
     csrc/rope/rope_plan.cpp)
   set_target_properties(${target} PROPERTIES OUTPUT_NAME npu_rope_npu)
-  target_include_directories(${target} PRIVATE csrc)
+  # torch_npu's own acl headers, not SYSTEM: CANN's, by CPATH, would come before them.
+  target_include_directories(${target} PRIVATE csrc ${torch_npu_dir}/include/third_party/acl/inc)
   target_include_directories(${target} SYSTEM PRIVATE
     ${NPU_ROPE_TORCH_DIR}/include
     ${NPU_ROPE_TORCH_DIR}/include/torch/csrc/api/include
-    ${torch_npu_dir}/include
-    ${torch_npu_dir}/include/third_party/acl/inc)
+    ${torch_npu_dir}/include)
   target_link_libraries(${target} PRIVATE
     ${ARGN} ${torch_npu_dir}/lib/libtorch_npu.so ${torch_libs})
   # Every symbol of the library is found now, or the build fails. What the libraries below it lack is

@@ -6,6 +6,8 @@
 //   interleaved   pairs -> pairs        reinterleave   halves -> pairs (deinterleave's backward)
 #pragma once
 
+#include <cstddef>
+
 #include "rope/rope_geometry.h"
 #include "rope/rope_params.h"
 
@@ -35,7 +37,7 @@ struct RopeEntry {
 };
 
 /// The function of the entry that these parameters are for, or null.
-template <class Function, size_t n>
+template <class Function, std::size_t n>
 Function* find_entry(const RopeEntry<Function> (&entries)[n], DType dtype,
                      const RopeParams& params) {
   for (const auto& entry : entries) {

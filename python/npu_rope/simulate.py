@@ -56,7 +56,7 @@ def _remove() -> int:
     return 0
 
 
-def _install_torch_npu(folder: Path) -> None:
+def install_torch_npu(folder: Path) -> None:
     """Beside torch, without CANN, torch_npu would break `import torch`: hence a folder of its own.
 
     Whole or not at all: pip writes to a temporary folder, which is renamed.
@@ -75,8 +75,8 @@ def _install_torch_npu(folder: Path) -> None:
 
 def _build_runtime(torch_npu: Path) -> Path:
     """The folder of the simulated runtime, built from the checkout's sources where they changed."""
-    # The folder of setup.py, whose objects are the same.
-    folder = SOURCES / "build" / f"cmake-{sysconfig.get_config_var('SOABI')}"
+    # Not setup.py's: where CANN is installed, the real library is built there.
+    folder = SOURCES / "build" / f"simulated-{sysconfig.get_config_var('SOABI')}"
     runtime = folder / "npu_simulated"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if not all(shutil.which(tool, path=path) for tool in ("cmake", "ninja")):
@@ -97,6 +97,7 @@ def _build_runtime(torch_npu: Path) -> Path:
         _say("building the simulated CANN runtime (once)")
     configure = ["-S", SOURCES, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     configure.append(f"-DPython_EXECUTABLE={sys.executable}")
+    configure.append("-DNPU_ROPE_NPU=OFF")
     configure.append(f"-DNPU_ROPE_SIMULATED_TORCH_NPU_DIR={torch_npu / 'torch_npu'}")
     # Afresh where the folder is an isolated build's, whose tools are gone.
     failure = cmake(*configure) and cmake(*configure, "--fresh")
@@ -108,15 +109,15 @@ def _build_runtime(torch_npu: Path) -> Path:
 
 def environment() -> dict[str, str]:
     """The environment variables of a simulated process; installs and builds what is missing."""
-    torch_npu = torch_npu_folder()
-    if not torch_npu.exists():
-        _install_torch_npu(torch_npu)
     if not (SOURCES / "csrc" / "simulator" / "acl").is_dir():
         sys.exit(
             "npu_rope simulate: the simulated runtime is built from sources, which are not beside "
             "this installation: clone the repository and run `make test` or "
             "`pip install --no-build-isolation --editable .` there"
         )
+    torch_npu = torch_npu_folder()
+    if not torch_npu.exists():
+        install_torch_npu(torch_npu)
     SOURCES.joinpath("build").mkdir(exist_ok=True)
     with open(SOURCES / "build" / "simulate.lock", "w") as lock:  # one build at a time
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include "control.h"
 
@@ -70,6 +71,7 @@ void throw_fault(State& state, const std::string& function) {
 }
 
 thread_local std::string recent_error;
+thread_local aclError last_error = ACL_SUCCESS;
 
 }  // namespace
 
@@ -105,6 +107,7 @@ std::atomic<bool>& runs_kernels() {
 
 aclError report(const std::string& function, const Failure& failure) {
   recent_error = function + ": " + failure.what() + " (" + std::to_string(failure.code) + ")";
+  last_error = failure.code;
   return failure.code;
 }
 
@@ -119,6 +122,10 @@ aclError absent(const char* function) {
 using namespace npu_rope::acl;
 
 const char* aclGetRecentErrMsg() { return recent_error.c_str(); }
+
+// Neither logged nor made to fail: they look at what the calls before them have left.
+aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return last_error; }
+aclError aclrtGetLastError(aclrtLastErrLevel) { return std::exchange(last_error, ACL_SUCCESS); }
 
 void npu_rope_sim_log_start() {
   State& s = state();

@@ -27,7 +27,7 @@ void run(uint32_t blocks, int device, const std::function<void()>& kernel) {
 
 uint32_t launch_kernel(const std::string& function, uint32_t blocks, aclrtStream handle,
                        std::function<void()> kernel) {
-  return call(function.c_str(), std::to_string(blocks) + " cores", [&] {
+  call(function.c_str(), std::to_string(blocks) + " cores", [&] {
     Stream& stream = stream_of(handle);
     if (stream.device != current_device()) {
       throw Failure(ACL_ERROR_RT_STREAM_CONTEXT,
@@ -38,6 +38,7 @@ uint32_t launch_kernel(const std::string& function, uint32_t blocks, aclrtStream
       run(blocks, device, kernel);
     });
   });
+  return 0;
 }
 
 }  // namespace npu_rope::acl

@@ -9,8 +9,9 @@
 
 namespace npu_rope::acl {
 
-/// Enqueues a kernel on simulated cores and returns CANN's error code. `kernel` is called once for
-/// each of the blocks and may touch the live allocations of the stream's device, and nothing else.
+/// Enqueues a kernel on simulated cores. Returns 0 even where that fails, as CANN's launch
+/// functions do: the error is the thread's last one. `kernel` is called once for each of the blocks
+/// and may touch the live allocations of the stream's device, and nothing else.
 uint32_t launch_kernel(const std::string& function, uint32_t blocks, aclrtStream stream,
                        std::function<void()> kernel);
 

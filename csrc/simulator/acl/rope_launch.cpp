@@ -6,7 +6,7 @@
 #define LAUNCH(name, ...)                                                                          \
   extern "C" void name(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,         \
                        uint8_t* k_out, npu_rope::RopeParams params);                               \
-  uint32_t aclrtlaunch_##name(uint32_t cores, aclrtStream stream, void* q, void* k, void* cos,     \
+  uint32_t aclrtlaunch_##name(uint32_t cores, void* stream, void* q, void* k, void* cos,           \
                               void* sin, void* q_out, void* k_out, npu_rope::RopeParams* params) { \
     const auto gm = [](void* pointer) { return static_cast<uint8_t*>(pointer); };                  \
     return npu_rope::acl::launch_kernel(                                                           \
