@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 from pathlib import Path
@@ -113,6 +114,23 @@ def test_what_simulate_installs_can_be_removed(
     assert "nothing to remove" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         simulate.main([])
+
+
+def test_a_checkout_that_has_moved_does_not_break_import_torch(tmp_path: Path) -> None:
+    """`import torch` loads the entry point in every process, wherever npu_rope has gone."""
+    installed = Path(sysconfig.get_path("purelib"), "npu_rope_autoload.py").read_text()
+    assert "Written by npu_rope's setup.py" in installed and str(ROOT) in installed
+    moved = installed.replace(str(ROOT), "/moved")
+    (tmp_path / "npu_rope_autoload.py").write_text(moved)
+    result = run(sys.executable, "-c", "import torch", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "a checkout that is no longer in /moved/python" in result.stderr
+
+
+def test_the_hook_is_the_checkouts_own_while_it_is_there() -> None:
+    import npu_rope_autoload
+
+    assert Path(npu_rope_autoload.__file__) == ROOT / "python" / "npu_rope_autoload.py"
 
 
 def test_doctor_says_what_is_live() -> None:

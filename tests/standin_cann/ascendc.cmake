@@ -36,10 +36,9 @@ function(ascendc_library name kind)
   target_link_directories(${name} PUBLIC ${ASCEND_CANN_PACKAGE_PATH}/lib64)
   target_link_libraries(${name} INTERFACE ${ASCEND_CANN_PACKAGE_PATH}/standin/libruntime.a ascendcl
                         runtime register pthread)
-  if(NOT ASCEND_KERNEL_LAUNCH_ONLY)  # links once more, as link.txt says
-    add_custom_command(TARGET ${name} POST_BUILD
-      COMMAND cat ${CMAKE_CURRENT_BINARY_DIR}/CMakeFiles/${name}.dir/link.txt)
-  endif()
+  # Links once more, as link.txt says: a file that only Makefiles have.
+  add_custom_command(TARGET ${name} POST_BUILD
+    COMMAND cat ${CMAKE_CURRENT_BINARY_DIR}/CMakeFiles/${name}.dir/link.txt)
 endfunction()
 
 function(ascendc_include_directories name scope)
