@@ -53,12 +53,15 @@ def make_rope(shape: str, dtype: torch.dtype, style: str, packed: bool) -> Tenso
 
 
 def copy_of(rope: Tensors) -> Tensors:
-    """Elsewhere in memory, as densely or strided as before."""
+    """Elsewhere in memory, lying as before: slices of one tensor are slices of one tensor."""
+    bases: dict[int, Tensor] = {}
 
     def copy(t: Tensor) -> Tensor:
-        if t._base is None:
-            return t.clone()
-        return t._base.clone().as_strided(t.size(), t.stride(), t.storage_offset())
+        base = t if t._base is None else t._base
+        if id(base) not in bases:
+            bases[id(base)] = base.clone()
+        new = bases[id(base)]
+        return new.as_strided(t.size(), t.stride(), t.storage_offset())
 
     return replace(rope, q=copy(rope.q), k=copy(rope.k), cos=copy(rope.cos), sin=copy(rope.sin))
 

@@ -10,8 +10,11 @@ namespace {
 
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
-constexpr int64_t kBlockTokens = 8;
-constexpr int64_t kGroupHeads = 16;  // of one token, rotated together
+// Where rows follow each other in memory, the hardware's prefetcher does best with short blocks and
+// groups; elsewhere the next group is prefetched by instructions, which need longer ones.
+constexpr int64_t kBlockTokens = 8, kDenseBlockTokens = 1;
+constexpr int64_t kGroupHeads = 16;                                // of one token, rotated together
+constexpr int64_t kDenseGroupHeads = kVectorBytes == 64 ? 4 : 16;  // fewer, more table loads
 constexpr int64_t kLineBytes = 64;
 constexpr int kIntoL2 = 2;  // of __builtin_prefetch: L1 has too few misses in flight
 
@@ -568,18 +571,21 @@ struct Rotation {
     const Element* next;  // what is rotated after them
   };
 
+  static bool is_dense(const RopeGeometry& geometry, RowStrides rows, int64_t heads) {
+    return heads == 0 || (rows.head == geometry.head_dim && rows.token == heads * rows.head);
+  }
+
   static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables) {
     if (rows.heads == 0) return;
     constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
     const bool copy_first = reorders && rows.in_place;
-    const int64_t group = copy_first ? 1 : kGroupHeads;
+    const bool dense = is_dense(geometry, rows.x_strides, rows.heads);
+    const int64_t group = copy_first ? 1 : dense ? kDenseGroupHeads : kGroupHeads;
     const RowStrides from = rows.x_strides, to = rows.y_strides;
     // Head by head where that is the order in memory (BNSD), otherwise token by token.
     const bool by_head = from.token < from.head;
     const int64_t outer_size = by_head ? rows.heads : rows.tokens;
     const int64_t inner_size = by_head ? rows.tokens : rows.heads;
-    // Where rows follow each other in memory, the hardware prefetches better than instructions do.
-    const bool contiguous = from.head == geometry.head_dim && from.token == rows.heads * from.head;
     const int64_t outer_step = by_head ? group : 1, inner_step = by_head ? 1 : group;
     const auto place = [&](RowStrides strides, int64_t outer, int64_t inner) {
       return by_head ? inner * strides.token + outer * strides.head
@@ -597,7 +603,7 @@ struct Rotation {
       Element* y = rows.y + place(to, outer, inner);
       const Element* next =
           next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
-      const int64_t ahead = !contiguous ? distance(x, next) : 0;
+      const int64_t ahead = dense ? 0 : distance(x, next);
       const Prepared table = tables[token];
       if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
         copy_through(geometry, x, y, from.head, to.head, heads);
@@ -656,7 +662,10 @@ struct Rotation {
     const int64_t table_size = 2 * geometry.rotary_dim;
     int64_t block =
         kTableBytes / static_cast<int64_t>(sizeof(Compute)) / (table_size + (table_size == 0));
-    if (block > kBlockTokens) block = kBlockTokens;
+    const bool dense = is_dense(geometry, geometry.q, range.q_head_end - range.q_head_begin) &&
+                       is_dense(geometry, geometry.k, range.k_head_end - range.k_head_begin);
+    const int64_t longest = dense ? kDenseBlockTokens : kBlockTokens;
+    if (block > longest) block = longest;
     if (block < 1) block = 1;
     for (int64_t token = range.token_begin; token < range.token_end; token += block) {
       const int64_t left = range.token_end - token;
