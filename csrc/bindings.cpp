@@ -322,7 +322,7 @@ py::object try_apply_py(py::handle q, py::handle k, py::handle cos, py::handle s
 void bind_layer(py::module_& module) {
   module.def("try_apply", torch::wrap_pybind_function(&try_apply_py));
   module.def("npu_library_problem", &npu_library_problem);
-  module.def("npu_chip_problem", &npu_chip_problem);
+  module.def("npu_chip_problem", &npu_chip_problem, py::arg("round_each") = false);
 }
 
 }  // namespace

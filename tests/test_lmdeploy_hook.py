@@ -525,6 +525,67 @@ assert "npu_rope" not in sys.modules
     )
 
 
+def test_doctor_where_the_compiled_part_is_missing() -> None:
+    """A line that says so, not an exception."""
+    python("""
+import sys
+sys.modules["npu_rope._C"] = None
+sys.argv[:], sys.orig_argv[:] = ["-m"], ["python", "-m", "npu_rope"]
+from npu_rope import doctor
+(line,) = [line for line in doctor.report() if line[1] == "LMDeploy"]
+assert line[0] == "no" and line[2].startswith("its rotary layer stays its own, since npu_rope does")
+""")
+
+
+def test_after_disable_captured_graphs_are_spoken_of(site: Path) -> None:
+    run(
+        site,
+        """
+import logging
+said = []
+npu_rope_autoload.logger.setLevel(logging.INFO)
+npu_rope_autoload.logger.info = lambda text, *_: said.append(text)
+cls = layer()
+from npu_rope import lmdeploy
+assert ours(cls)
+lmdeploy.disable()
+assert "NPU graphs that were captured before still replay its kernel" in said[-1]
+(line,) = [line for line in lmdeploy.status() if line[1] == "  this process"]
+assert line[0] == "--" and "not active any more; NPU graphs that were captured" in line[2]
+""",
+    )
+
+
+def test_round_each_gives_the_bits_of_a_chain_of_torch_operators(site: Path) -> None:
+    for env in ({}, {"NPU_ROPE_LMDEPLOY_ROUND_EACH": "1"}):
+        run(
+            site,
+            """
+import os
+cls = layer()
+from npu_rope import lmdeploy
+torch.manual_seed(0)
+q, k = torch.randn(50, 4, 64).bfloat16(), torch.randn(50, 2, 64).bfloat16()
+cos, sin = torch.randn(2, 50, 1, 64).bfloat16()
+def chain(x):
+    x1, x2 = x.chunk(2, -1)
+    return x * cos + torch.cat((-x2, x1), -1) * sin
+def same():
+    rotated = cls().forward(q.clone(), k.clone(), cos[:, 0], sin[:, 0])
+    return all(map(torch.equal, rotated, (chain(q), chain(k))))
+by_environment = "NPU_ROPE_LMDEPLOY_ROUND_EACH" in os.environ
+assert same() == by_environment
+lmdeploy.enable(round_each=True)
+assert same()
+lmdeploy.enable()
+assert same(), "left as it was"
+lmdeploy.enable(round_each=False)
+assert not same()
+""",
+            **env,
+        )
+
+
 def test_status_says_what_is_off_and_what_to_do(site: Path) -> None:
     program = """
 npu_rope_autoload.uninstall()

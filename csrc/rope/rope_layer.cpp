@@ -59,9 +59,11 @@ const std::string& npu_library_problem() {
   return problem;
 }
 
-const std::string& npu_chip_problem() {
-  static const std::string problem = refusal_of([] { npu_library().check_chip(); });
-  return problem;
+const std::string& npu_chip_problem(bool round_each) {
+  static const std::string plain = refusal_of([] { npu_library().check_chip(false); });
+  if (!round_each || !plain.empty()) return plain;
+  static const std::string rounding = refusal_of([] { npu_library().check_chip(true); });
+  return rounding;
 }
 
 RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
@@ -72,7 +74,8 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
   if (q.scalar_type() == at::kDouble) return "q is Double, which the default is left to";
   if (q.is_privateuseone()) {
     if (!npu_library_problem().empty()) return npu_library_problem();
-    if (!npu_chip_problem().empty()) return npu_chip_problem();
+    const std::string& problem = npu_chip_problem(options.round_each);
+    if (!problem.empty()) return problem;
   }
   const Tensor cos_rows = shaped(cos, q), sin_rows = shaped(sin, q);
   if (!cos_rows.defined() || !sin_rows.defined()) return "a table has not one row for each token";

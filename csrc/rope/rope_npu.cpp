@@ -66,10 +66,11 @@ std::shared_ptr<const RopePlan> plan_of(const RopeGeometry& geometry) {
   }
 }
 
-void check_chip() {
+void check_chip(bool round_each) {
   RopeGeometry smallest{};
   smallest.batch = smallest.tokens = smallest.q_heads = 1;
   smallest.head_dim = smallest.rotary_dim = 2;
+  smallest.round_each = round_each;
   plan_of(smallest);
 }
 

@@ -162,7 +162,11 @@ def _simulate() -> Iterator[Line]:
 def _lmdeploy() -> Iterator[Line]:
     try:
         from npu_rope import lmdeploy
-
+    except ImportError as error:
+        why = f"npu_rope does not load in it: {_first_line(error)}"
+        yield "no", "LMDeploy", f"its rotary layer stays its own, since {why}"
+        return
+    try:
         yield from lmdeploy.status()
     except Exception as error:
         yield "no", "LMDeploy", _first_line(error)

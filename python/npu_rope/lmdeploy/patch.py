@@ -70,7 +70,9 @@ def _leave(count: Count, why: str, args: tuple[object, ...]) -> None:
 
 def _problem_of(args: tuple[object, ...]) -> str | None:
     on_npu = any(isinstance(x, torch.Tensor) and x.device.type == "npu" for x in args)
-    return (_C.npu_library_problem() or _C.npu_chip_problem() or None) if on_npu else None
+    if not on_npu:
+        return None
+    return _C.npu_library_problem() or _C.npu_chip_problem(rotate.rounding[1]) or None
 
 
 def _shown(x: object) -> str:
@@ -423,13 +425,16 @@ def _take(patch: Patch, module: ModuleType) -> None:
     _taken[patch] = (found, replacement)
 
 
-def enable(without: Iterable[str] | None = None) -> None:
+def enable(without: Iterable[str] | None = None, round_each: bool | None = None) -> None:
     """Turns the drop-in on, also where NPU_ROPE_LMDEPLOY=0, and where LMDeploy is loaded already.
 
     Args:
         without: what is left as LMDeploy has it, of `SWITCHES`: "layer", "registry", "angles",
             "mla", "glm", ... None leaves that as it was; at first it is what
             NPU_ROPE_LMDEPLOY_WITHOUT names, separated by commas.
+        round_each: whether each product and sum is rounded to q's dtype, which gives the bits of
+            LMDeploy's chain of torch operators, and not the result alone, which is more exact. None
+            leaves that as it was; at first it is NPU_ROPE_LMDEPLOY_ROUND_EACH=1.
 
     Raises:
         ValueError: `without` names something else.
@@ -442,6 +447,8 @@ def enable(without: Iterable[str] | None = None) -> None:
         if without is not None and without != state.without:
             _put_back()
             state.without = without
+        if round_each is not None:
+            rotate.rounding = (rotate.rounding[0], round_each)
         state.enabled, state.announced, state.problem = True, False, ""
         npu_rope_autoload.install(whatever_the_switch=True)
         patch_what_is_loaded()
@@ -454,6 +461,10 @@ def disable() -> None:
     LMDeploy captures them anew. Restart the server to be without it.
     """
     with _lock:
+        if LAYER in _taken and any(count.served for count in counts.values()):
+            logger.info(
+                "npu_rope is off; NPU graphs that were captured before still replay its kernel"
+            )
         state.enabled = False
         npu_rope_autoload.uninstall()
         _put_back()

@@ -169,7 +169,7 @@ def _trial() -> Look:
 
 def _this_process() -> list[tuple[str, str, str]]:
     """Where LMDeploy is loaded in this process: what is patched, and the calls so far."""
-    from npu_rope.lmdeploy import patch
+    from npu_rope.lmdeploy import patch, rotate
 
     lines = []
     taken: dict[str, bool] = {}
@@ -181,9 +181,14 @@ def _this_process() -> list[tuple[str, str, str]]:
         lines.append(("--", f"  {switch}", f"turned off by {patch.WITHOUT} or enable(without=...)"))
     if taken.get(patch.LAYER.switch):
         active = "active" if patch.is_active() else "not active"
+        if rotate.rounding[1]:
+            active += ", with a rounding for each product and sum"
         why = f": {patch.state.problem}" if patch.state.problem else ""
         mark = "no" if why else "ok" if patch.is_active() else "--"
         lines.append((mark, "  this process", active + why))
+    elif any(count.served for count in patch.counts.values()):
+        still = "NPU graphs that were captured before still replay npu_rope's kernel"
+        lines.append(("--", "  this process", f"not active any more; {still}"))
     for switch, is_taken in taken.items():
         if is_taken:
             mark = "--" if patch.counts[switch].left else "ok"

@@ -8,6 +8,8 @@ kernel, which torch_npu's task queue raises in whatever is called next.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,12 @@ from npu_rope import _C
 
 Pair = tuple[Tensor, Tensor]
 
-ROUNDING = (False, False)
+ROUND_EACH = "NPU_ROPE_LMDEPLOY_ROUND_EACH"
+
+rounding = (False, os.environ.get(ROUND_EACH, "0").strip().lower() in ("1", "on", "true", "yes"))
 """cast_tables: tables of another dtype than q's are used as they are, in float32 (what the caller
-has rounded already comes in q's dtype). round_each: one rounding at the end, not one for each
-product and sum."""
+has rounded already comes in q's dtype). round_each: one rounding for each product and sum, not one
+at the end; set by enable()."""
 
 
 def layer(
@@ -40,12 +44,12 @@ def layer(
     backends have it, and in half order only for a caller who asks for the native layout.
     """
     if not complex_mode:
-        return _C.try_apply(query, key, cos, sin, inplace, None, None, 0, False, False, *ROUNDING)
+        return _C.try_apply(query, key, cos, sin, inplace, None, None, 0, False, False, *rounding)
     if 2 * cos.shape[-1] != query.shape[-1]:
         return "complex_mode with full tables, whose order is not the same on every backend"
     outs = (query, key) if inplace else (None, None)
     width = query.shape[-1]
-    return _C.try_apply(query, key, cos, sin, False, *outs, width, True, native_layout, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, False, *outs, width, True, native_layout, *rounding)
 
 
 def registered(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *unused: object) -> Pair | str:
@@ -57,14 +61,14 @@ def registered(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *unused: ob
     if any(argument is not None for argument in unused):
         return "more arguments than q, k, cos and sin"
     over = all(isinstance(x, Tensor) and x.shape[-1:] == (128,) for x in (query, cos))
-    return _C.try_apply(query, key, cos, sin, over, None, None, 0, False, False, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, over, None, None, 0, False, False, *rounding)
 
 
 def into(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, query_out: Tensor, key_out: Tensor
 ) -> Pair | str:
     """MLA: the rotary slices, straight into the rows that attention reads."""
-    return _C.try_apply(query, key, cos, sin, False, query_out, key_out, 0, False, False, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, False, query_out, key_out, 0, False, False, *rounding)
 
 
 def pairs_in_place(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair | str:
@@ -76,7 +80,7 @@ def pairs_in_place(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair
     if 2 * width != query.shape[-1]:
         return f"tables {width} wide, expected half of head_dim {query.shape[-1]}"
     cos, sin = cos[..., : width // 2], sin[..., : width // 2]
-    return _C.try_apply(query, key, cos, sin, False, query, key, width, True, False, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, False, query, key, width, True, False, *rounding)
 
 
 def fill_rope(states: Tensor, rope: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ def pairs(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair | str:
     if width != query.shape[-1]:
         return f"tables {width} wide, expected head_dim {query.shape[-1]}"
     cos, sin = cos[..., : width // 2], sin[..., : width // 2]
-    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *ROUNDING)
+    return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *rounding)
 
 
 def complex_pairs(query: Tensor, key: Tensor, freqs: Tensor) -> Pair | str:
