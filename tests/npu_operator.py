@@ -177,6 +177,23 @@ def test_a_call_is_one_launch_and_nothing_else(name: str, form: str) -> None:
 
 
 @only_simulated
+@pytest.mark.parametrize("kept", [0, 1], ids=["q", "k"])
+def test_one_of_q_and_k_alone_is_one_launch(kept: int) -> None:
+    q, k, cos, sin = Sample(tokens=9, head_dim=64).tensors()
+    rows = [None, None]
+    rows[kept] = (q, k)[kept]
+    expected = ops.apply(q, k, cos, sin)[kept]
+    on_device = [None if row is None else row.npu() for row in rows]
+    with log() as calls:
+        got = ops.apply(*on_device, cos.npu(), sin.npu())
+        ops.apply_(*on_device, cos.npu(), sin.npu())
+        torch.npu.synchronize()
+    assert len(calls.launches) == 2 and got[1 - kept] is None
+    assert_same_bits(got[kept], expected)
+    assert_same_bits(on_device[kept], expected)
+
+
+@only_simulated
 @pytest.mark.parametrize("shape", [(0, 4, 2), (5, 0, 0)], ids=["no tokens", "no heads"])
 def test_nothing_to_rotate_is_no_launch(shape: tuple[int, int, int]) -> None:
     tokens, q_heads, k_heads = shape

@@ -167,7 +167,8 @@ def test_vmap_is_one_call_of_the_same_bits(mapped: str, layout: str, rank: int) 
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    with Count(), warnings.catch_warnings(action="error"):
+    with Count(), warnings.catch_warnings():
+        warnings.simplefilter("error")
         got = torch.func.vmap(form, tuple(in_dims))(*stacked)
     assert seen.count("npu_rope.apply.default") == 1
     for i in range(3):
