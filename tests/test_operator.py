@@ -145,6 +145,28 @@ def test_a_quarter_turn_moves_partners_exactly() -> None:
         assert got.flatten().tolist() == values, style
 
 
+@pytest.mark.parametrize("round_each", [False, True], ids=["default", "round_each"])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("style", STYLES)
+def test_whole_vectors_of_one_magnitude(style: str, dtype: torch.dtype, round_each: bool) -> None:
+    """Every magnitude of elements beside those of tables: instructions that are only right where
+    nothing is subnormal or overflows are chosen by a vector's elements and a token's tables."""
+    torch.manual_seed(0)
+    elements = torch.cat([torch.arange(e - 5.0, e + 5) for e in (-128, -63, 0, 65, 122)])
+    tables = torch.tensor([-130.0, -70, -41, -40, -39, -20, -1, 0, 1, 20, 39, 40, 41, 62, 120])
+
+    def values(exponents: Tensor, *shape: int) -> Tensor:
+        mantissas = 1 + torch.randint(8, shape) / 8  # so few that sums cancel
+        return (torch.randint(2, shape) * 2 - 1) * torch.ldexp(mantissas, exponents.int())
+
+    tokens, heads, dim = len(tables), len(elements), 92  # a whole step, half ones, single pairs
+    q = values(elements[None, :, None], tokens, heads, dim).to(dtype)
+    cos, sin = (values(tables[:, None], tokens, dim).float() for _ in range(2))
+    options = {**STYLES[style], "round_each": round_each}
+    got = rope.apply(q, q[:, :3], cos, sin, **options)
+    assert_same(got, npu_rope.reference.apply(q, q[:, :3], cos, sin, **options))
+
+
 def test_large_strides_and_batches_that_do_not_fold() -> None:
     storage = torch.randn(3, 1000, 4, 6, 32).bfloat16()
     q, k = storage[:, ::7, 1, :4], storage[:, ::7, 2, 4:]
