@@ -398,7 +398,7 @@ def test_arguments_beside_the_rotations_go_to_the_models_code() -> None:
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         if position_ids is not None:
-            cos, sin = cos[position_ids], sin[position_ids]
+            cos, sin = cos[:, position_ids], sin[:, position_ids]
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
 
@@ -407,12 +407,11 @@ def test_arguments_beside_the_rotations_go_to_the_models_code() -> None:
     with operator_calls() as calls:
         ours(q, q, sin=cos, cos=cos)
     assert len(calls) == 1
+    backwards = torch.arange(5).flip(0)
     with operator_calls() as calls:
-        result = ours(q, q, cos[0], cos[0], torch.zeros(2, 5, dtype=torch.long))
+        result = ours(q, q, cos, cos, backwards)
     assert len(calls) == 0
-    assert torch.equal(
-        result[0], function(q, q, cos[0], cos[0], torch.zeros(2, 5, dtype=torch.long))[0]
-    )
+    assert torch.equal(result[0], function(q, q, cos, cos, backwards)[0])
 
 
 def test_tables_that_learn_stay_with_the_model() -> None:
