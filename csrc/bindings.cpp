@@ -210,7 +210,10 @@ void bind_plan(py::module_& module) {
   using P = RopeParams;
   bind_struct<P>(module, "RopeParams", "token_parts", &P::token_parts, "head_parts", &P::head_parts,
                  "tile_tokens", &P::tile_tokens, "box_rows", &P::box_rows, "step_rows",
-                 &P::step_rows);
+                 &P::step_rows)
+      .def_property_readonly("stream_in", [](const P& p) {
+        return std::vector<int32_t>{p.stream_in[0], p.stream_in[1]};
+      });
   using B = RopeBox;
   bind_struct<B>(module, "RopeBox", "tensor", &B::tensor, "batch", &B::batch, "token", &B::token,
                  "tokens", &B::tokens, "head", &B::head, "heads", &B::heads, "tile_token",

@@ -224,6 +224,10 @@ REFUSALS = {
     "flag never set": r"WaitFlag: waits for event MTE2_V 0, which nothing before has set",
     "flag waited for by another id": r"WaitFlag: waits for event MTE2_V 1, which nothing",
     "flag set twice": r"SetFlag: event MTE2_V 0 is set again before anyone waited",
+    "operator[] past the end": r"operator\[\]: the offset is 128, expected less than the 128 el",
+    "SetSize beyond the memory": r"SetSize: the size is 65 elements, expected at most the 64 that",
+    "a tensor used beyond its SetSize": r"Mul: dst touches UB bytes \[512, 768\), .* \[512, 764",
+    "L2 cache mode that is not there yet": r"SetL2CacheHint: the mode is 4, expected CACHE_MODE_D",
     "reserved event id": r"SetFlag: event id is 6, expected 0 to 5",
     "two cores at fault, the lower one later": r"^core 0, .* SetFlag: event id is 8",
     "two cores at fault, the higher one later": r"^core 0, .* SetFlag: event id is 8",
@@ -876,6 +880,7 @@ def split_list(text: str) -> list[str]:
 def parameter_type(declaration: str) -> str:
     """`const Wide<uint8_t> repeatTime` -> `uint8_t`: no name, nothing that callers cannot see."""
     text = re.sub(r"\bWide<(\w+)>", r"\1", declaration).replace("__gm__ ", "")
+    text = re.sub(r"\bOffset\b", "uint32_t", text)
     array = re.search(r"\(&\w+\)\s*(\[\w*\])$|\[\w*\]$", text)
     if array:
         text = text[: array.start()] + ("" if text[array.start()] == "[" else "x")

@@ -15,12 +15,14 @@
 // Work per element, in passes of 64 lanes a cycle by the documented rates (of 16-bit elements a
 // transpose, And and Or take 128 a cycle, two transposes are one pass):
 //
-//                          bf16                        fp16                      fp32
-//   half                   cast, mul 2, add, cast = 5  the same            = 5   mul 2, add = 3
-//   interleaved            4, round 2, join 1     = 7  split 1, 5, join 1  = 7   split 2, 1, 3, 2
-//   = 8 deinterleave           5                      = 5  split 1, 5          = 6   split 2, copy
-//   1, 3 = 6 deinterleave, transp.  4, round 2, join 1     = 7  5, join 1           = 6   3, join 2
-//   = 5
+//                          bf16                         fp16                  fp32
+//   half                   cast, mul 2, add, cast = 5   as bf16           5   mul 2, add        3
+//   interleaved            4, round 2, join 1     = 7   split, 5, join    7   split 2, copy, 3,
+//                                                                             join 2            8
+//   deinterleave           as half                = 5   split, 5          6   split 2, copy, 3  6
+//   deinterleave, transp.  as interleaved         = 7   5, join           6   3, join 2         5
+//
+// round_each, 16-bit: 4 more, both products are rounded and widened again (RoundProducts).
 //
 // Memory: a ring of kRing buffers, each loaded, rotated in place and stored. MTE2 loads one box
 // while V rotates the one before and MTE3 stores the one before that. Banks: rows in fp32 and the
@@ -73,15 +75,16 @@ class RopeKernel {
   static constexpr bool kBFloat16 = Same<T, bfloat16_t>::value;
   static constexpr bool kTransposes = !kBFloat16 && (kSplit || kJoin);
   static constexpr int32_t kBlock = kBlockBytes / sizeof(T);  // elements
-  static constexpr int32_t kFloatBlock = kBlockBytes / sizeof(float);
+  static constexpr int32_t kFloatBytes = sizeof(float);
+  static constexpr int32_t kFloatBlock = kBlockBytes / kFloatBytes;
   static constexpr int32_t kTables = kRing;  // the tables' event, beside those of the ring
 
  public:
-  __aicore__ inline RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
+  ROPE_INLINE RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
       : p_(params), pipe_(pipe) {}
 
-  __aicore__ inline void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                              GM_ADDR k_out) {
+  ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
+                        GM_ADDR k_out) {
     in_[0].SetGlobalBuffer(q);
     in_[1].SetGlobalBuffer(k);
     out_[0].SetGlobalBuffer(q_out);
@@ -102,41 +105,30 @@ class RopeKernel {
     ring_ = Part<uint8_t>(ub.ring, kRing * ub.slot_bytes);
 
     if constexpr (kTransposes) {
-      for (int32_t i = 0; i < 2; ++i) {
-        if (p_.pair_rows > 0 && p_.tensors[i].row_pitch != 2 * p_.half_pitch * int32_t{sizeof(T)}) {
-          pair_rows_[i].Make(p_.pair_rows, p_.tensors[i].row_pitch);
-        } else {
-          pair_rows_[i].MakeSeamless();
-        }
-      }
+      pair_rows_[0].Make(p_.tensors[0].pair_rows, p_.tensors[0].pair_pitch);
+      pair_rows_[1].Make(p_.tensors[1].pair_rows, p_.tensors[1].pair_pitch);
     }
   }
 
-  __aicore__ inline void Process() {
-    if (2 * Lanes() > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
-      AscendC::Duplicate(tables_, 0.0f,
-                         static_cast<int32_t>(2 * p_.ub.table_bytes / sizeof(float)));
+  ROPE_INLINE void Process() {
+    AscendC::ResetMask();
+    if (2 * p_.lanes > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
+      AscendC::Duplicate(tables_, 0.0f, 2 * p_.ub.table_bytes / kFloatBytes);
       AscendC::PipeBarrier<PIPE_V>();
     }
     if constexpr (kBFloat16 && kSplit) {
       AscendC::Duplicate(upper_, 0xFFFF0000u, int32_t{kFloatBlock});
       AscendC::PipeBarrier<PIPE_V>();
     }
-    AscendC::ResetMask();
 
     // A turn loads a box and then rotates and stores the one before it.
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
-    RopeBox box, next;
+    RopeBox box = {}, next = {};
     int32_t turn = 0, slot = 0, last_slot = 0;
     for (bool more = true;; ++turn) {
       if (turn > 0 && box.starts_tile) PrepareTables(box);
       more = more && walk.Next(next);
-      if (more) {
-        if (next.starts_tile) LoadTables(next, turn > 0);
-        if (turn >= kRing) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
-        MoveRows<true>(next, slot);
-        AscendC::SetFlag<HardEvent::MTE2_V>(slot);
-      }
+      if (more) Load(next, slot, turn);
       if (turn > 0) {
         AscendC::WaitFlag<HardEvent::MTE2_V>(last_slot);
         Rotate(box, last_slot);
@@ -146,7 +138,13 @@ class RopeKernel {
         AscendC::SetFlag<HardEvent::MTE3_MTE2>(last_slot);
       }
       if (!more) break;
-      box = next;
+      if (next.follows) {
+        box.out = next.out;
+        box.token = next.token;
+        box.starts_tile = 0;
+      } else {
+        box = next;
+      }
       last_slot = slot;
       slot = slot + 1 == kRing ? 0 : slot + 1;
     }
@@ -158,7 +156,7 @@ class RopeKernel {
  private:
   /// `bytes` of the unified buffer, as RopeLayout cuts it.
   template <typename B>
-  __aicore__ inline LocalTensor<B> Part(int32_t begin, int32_t bytes) {
+  ROPE_INLINE LocalTensor<B> Part(int32_t begin, int32_t bytes) {
     LocalTensor<B> part = buffer_.template Get<uint8_t>()[begin].template ReinterpretCast<B>();
     part.SetSize(bytes / static_cast<int32_t>(sizeof(B)));
     return part;
@@ -166,87 +164,77 @@ class RopeKernel {
 
   // ---- Global memory <-> unified buffer -----------------------------------------------------
 
-  __aicore__ inline void LoadTables(const RopeBox& box, bool wait) {
-    if (wait) AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
-    for (int32_t i = 0; i < 2; ++i) {
-      const RopeTable& table = p_.tables[i];
-      const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
-      Move<true>(table.in, table_in_[i][first], raw_[i * p_.ub.raw_bytes],
-                 table.one_row ? 1 : box.tile_tokens, 1);
+  ROPE_INLINE void Load(const RopeBox& box, int32_t slot, int32_t turn) {
+    if (box.starts_tile) {
+      if (turn > 0) AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
+      for (int32_t i = 0; i < 2; ++i) {
+        const RopeTable& table = p_.tables[i];
+        const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
+        Move<true>(table.in, table_in_[i][first], raw_[i * p_.ub.raw_bytes],
+                   table.one_row ? 1 : box.tile_tokens, 1);
+      }
+      AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
     }
-    AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
+    if (turn >= kRing) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
+    MoveRows<true>(box, slot);
+    AscendC::SetFlag<HardEvent::MTE2_V>(slot);
   }
 
   /// Loads a box from q or k, or stores it to the output.
   template <bool kLoad>
-  __aicore__ inline void MoveRows(const RopeBox& box, int32_t slot) {
-    const RopeTensor& t = p_.tensors[box.tensor];
-    const RopeMove& move = kLoad ? t.in : t.out;
-    const int64_t first = box.batch * move.batch + box.token * move.token + box.head * move.head;
+  ROPE_INLINE void MoveRows(const RopeBox& box, int32_t slot) {
+    const RopeMove& move = kLoad ? box.rows->in : box.rows->out;
     const GlobalTensor<uint8_t>& gm = kLoad ? in_[box.tensor] : out_[box.tensor];
-    Move<kLoad>(move, gm[first], ring_[slot * p_.ub.slot_bytes],
-                t.head_major ? box.tokens : box.heads, t.head_major ? box.heads : box.tokens);
+    Move<kLoad>(move, gm[kLoad ? box.in : box.out], ring_[slot * p_.ub.slot_bytes], box.inner,
+                box.outer);
   }
 
-  /// Moves `outer` lines of `inner` rows. Lines that follow on without a seam become one; rows that
-  /// do, one long block.
+  /// Moves `outer` lines of `inner` rows. A line whose rows have no seam is one block; lines that
+  /// follow on at the rows' own distance are one transfer.
   template <bool kLoad>
-  __aicore__ inline void Move(const RopeMove& move, const GlobalTensor<uint8_t>& gm,
-                              const LocalTensor<uint8_t>& ub, int32_t inner, int32_t outer) {
+  ROPE_INLINE void Move(const RopeMove& move, const GlobalTensor<uint8_t>& gm,
+                        const LocalTensor<uint8_t>& ub, int32_t inner, int32_t outer) {
     int64_t pitch = move.inner;
-    int32_t blocks = inner * move.halves, lines = outer, rows = 1;  // rows: of a block
-    if (blocks == 1 || move.outer == pitch * blocks) {
-      if (blocks == 1) pitch = move.outer;
-      blocks *= lines;
-      lines = 1;
-    }
-    if (move.packed && pitch == move.columns[0].bytes) {
+    int32_t blocks = inner * move.halves, lines = 1, rows = 1;  // rows: of a block
+    if (move.runs || blocks == 1) {
       rows = blocks;
-      blocks = lines;
+      blocks = outer;
       pitch = move.outer;
-      lines = 1;
-    }
-    const int32_t most = move.separate ? 1 : blocks;
-    for (int32_t g = 0; g < move.groups; ++g) {
-      const RopeColumns& columns = move.columns[g];
-      const int32_t bytes = columns.bytes * rows;
-      const uint32_t gap = move.separate ? 0 : static_cast<uint32_t>(pitch - bytes);
-      int32_t at = columns.ub;
-      for (int32_t line = 0; line < lines; ++line) {
-        int64_t from = columns.gm + line * move.outer;
-        for (int32_t b = 0; b < blocks; b += most) {
-          Transfer<kLoad>(gm[from], ub[at], most, bytes, gap, columns);
-          from += pitch;
-          at += most * columns.ub_pitch;
-        }
-      }
-    }
-  }
-
-  template <bool kLoad>
-  __aicore__ inline void Transfer(const GlobalTensor<uint8_t>& gm, const LocalTensor<uint8_t>& ub,
-                                  int32_t blocks, int32_t bytes, uint32_t gap,
-                                  const RopeColumns& columns) {
-    AscendC::DataCopyExtParams params;
-    params.blockCount = static_cast<uint16_t>(blocks);
-    params.blockLen = static_cast<uint32_t>(bytes);
-    params.rsv = 0;
-    if constexpr (kLoad) {
-      params.srcStride = gap;
-      params.dstStride = columns.ub_gap;
-      AscendC::DataCopyPad(
-          ub, gm, params,
-          AscendC::DataCopyPadExtParams<uint8_t>{columns.fill > 0, 0, columns.fill, 0});
+    } else if (pitch * blocks == move.outer) {
+      blocks *= outer;
     } else {
-      params.srcStride = columns.ub_gap;
-      params.dstStride = gap;
-      AscendC::DataCopyPad(gm, ub, params);
+      lines = outer;
     }
+    const RopeColumns* const end = move.columns + move.groups;
+    const RopeColumns* group = move.columns;
+    do {
+      const RopeColumns& columns = *group;
+      const int32_t bytes = columns.bytes * rows;
+      AscendC::DataCopyExtParams params;
+      params.blockCount = static_cast<uint16_t>(blocks);
+      params.blockLen = static_cast<uint32_t>(bytes);
+      params.rsv = 0;
+      const uint32_t gap = blocks > 1 ? static_cast<uint32_t>(pitch - bytes) : 0;
+      params.srcStride = kLoad ? gap : columns.ub_gap;
+      params.dstStride = kLoad ? columns.ub_gap : gap;
+      const AscendC::DataCopyPadExtParams<uint8_t> fill{columns.fill > 0, 0, columns.fill, 0};
+      int64_t from = columns.gm;
+      int32_t to = columns.ub, line = lines;
+      do {
+        if constexpr (kLoad) {
+          AscendC::DataCopyPad(ub[to], gm[from], params, fill);
+        } else {
+          AscendC::DataCopyPad(gm[from], ub[to], params);
+        }
+        from += move.outer;
+        to += blocks * columns.ub_pitch;
+      } while (--line > 0);
+    } while (++group < end);
   }
 
   // ---- Tables -------------------------------------------------------------------------------
 
-  __aicore__ inline void PrepareTables(const RopeBox& box) {
+  ROPE_INLINE void PrepareTables(const RopeBox& box) {
     AscendC::WaitFlag<HardEvent::MTE2_V>(kTables);
     for (int32_t i = 0; i < 2; ++i) {
       if (p_.table_dtype == kTableFloat16) PrepareTable<half>(i, box.tile_tokens);
@@ -256,116 +244,112 @@ class RopeKernel {
     AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
   }
 
-  /// cos (0) or sin (1) as loaded -> C or S of the tile, in fp32.
+  /// cos (0) or sin (1) as loaded -> C or S of the tile.
   template <typename Table>
-  __aicore__ inline void PrepareTable(int32_t which, int32_t rows) {
+  ROPE_INLINE void PrepareTable(int32_t which, int32_t rows) {
     using TableBits = typename BitsOf<Table>::Type;
-    constexpr int32_t kTableBlock = kBlockBytes / sizeof(Table);
+    constexpr int32_t kTableBlock = kBlockBytes / sizeof(Table);  // elements
     const bool one_row = p_.tables[which].one_row;
     const LocalTensor<TableBits> raw =
         raw_[which * p_.ub.raw_bytes].template ReinterpretCast<TableBits>();
-    LocalTensor<TableBits> halves[2] = {raw, raw};
+    const LocalTensor<float> table = tables_[which * (p_.ub.table_bytes / kFloatBytes)];
+    const bool swap = which == 1 && !p_.transpose;       // S = [sin2 | sin1]
     int32_t blocks = p_.table_half_pitch / kTableBlock;  // from row to row
+    int32_t second = p_.half_tables ? 0 : p_.table_half_pitch;
+    LocalTensor<TableBits> halves = raw;
     if (p_.split_tables) {
-      const int32_t count = (one_row ? 1 : rows) * blocks;
-      halves[0] = sin_product_.template ReinterpretCast<TableBits>();
-      halves[1] = halves[0][SplitBlocks(count) * kTableBlock];
+      const int32_t count = one_row ? blocks : rows * blocks;
+      halves = sin_product_.template ReinterpretCast<TableBits>();
+      second = SplitBlocks(count) * kTableBlock;
       PairRows seamless;
       seamless.MakeSeamless();
       SplitPairs<TableBits>(
-          {Address(raw), Address(cos_product_), {Address(halves[0]), Address(halves[1])}}, seamless,
-          count);
+          {Address(raw), Address(cos_product_), {Address(halves), Address(halves[second])}},
+          seamless, count);
     } else if (!p_.half_tables) {
-      halves[1] = raw[p_.table_half_pitch];
       blocks *= 2;
     }
-    const int32_t first = which == 1 && !p_.transpose ? 1 : 0;  // S = [sin2 | sin1]
-    const LocalTensor<Table> from[2] = {halves[first].template ReinterpretCast<Table>(),
-                                        halves[1 - first].template ReinterpretCast<Table>()};
-    PrepareHalves<Table>(tables_[which * (p_.ub.table_bytes / static_cast<int32_t>(sizeof(float)))],
-                         from, one_row ? 0 : blocks, rows);
+    const LocalTensor<Table> from = halves.template ReinterpretCast<Table>();
+    WidenTable(table, from[swap ? second : 0], from[swap ? 0 : second], one_row ? 0 : blocks, rows);
   }
 
-  /// Both halves of a table's rows, `blocks` apart: Table -> (rounded to T ->) fp32.
+  /// The first and second halves of a table's rows, `blocks` apart: Table -> (rounded to T ->)
+  /// fp32.
   template <typename Table>
-  __aicore__ inline void PrepareHalves(const LocalTensor<float>& table,
-                                       const LocalTensor<Table> (&from)[2], int32_t blocks,
-                                       int32_t rows) {
-    const LocalTensor<float> to[2] = {table, table[p_.half_pitch]};
-    const int32_t to_blocks = FloatBlocks();
-    const int32_t half = p_.rotary_dim / 2;
+  ROPE_INLINE void WidenTable(const LocalTensor<float>& to, const LocalTensor<Table>& first,
+                              const LocalTensor<Table>& second, int32_t blocks, int32_t rows) {
+    const LocalTensor<float> to2 = to[p_.half_pitch];
+    const int32_t to_blocks = p_.float_blocks;
+    const Columns half{p_.rotary_dim / 2, p_.table_mask};
     if constexpr (!kFloat && !Same<T, Table>::value) {
       if (p_.round_tables) {
-        const int32_t dense = (half + kBlock - 1) / kBlock;  // blocks
-        const LocalTensor<T> scratch = cos_product_.template ReinterpretCast<T>();
-        const LocalTensor<T> rounded[2] = {scratch, scratch[rows * dense * kBlock]};
+        const int32_t dense = (half.width + kBlock - 1) / kBlock;  // blocks
+        const LocalTensor<T> rounded = cos_product_.template ReinterpretCast<T>();
+        const LocalTensor<T> rounded2 = rounded[rows * dense * kBlock];
         if constexpr (Same<Table, float>::value) {
-          for (int32_t h = 0; h < 2; ++h) {
-            CastRows(rounded[h], dense, from[h], blocks, half, rows, RoundMode::CAST_RINT);
-          }
+          CastRows(rounded, dense, first, blocks, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded2, dense, second, blocks, half, rows, RoundMode::CAST_RINT);
         } else {
-          for (int32_t h = 0; h < 2; ++h) {
-            CastRows(to[h], to_blocks, from[h], blocks, half, rows, RoundMode::CAST_NONE);
-          }
+          CastRows(to, to_blocks, first, blocks, half, rows, RoundMode::CAST_NONE);
+          CastRows(to2, to_blocks, second, blocks, half, rows, RoundMode::CAST_NONE);
           AscendC::PipeBarrier<PIPE_V>();
-          for (int32_t h = 0; h < 2; ++h) {
-            CastRows(rounded[h], dense, to[h], to_blocks, half, rows, RoundMode::CAST_RINT);
-          }
+          CastRows(rounded, dense, to, to_blocks, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded2, dense, to2, to_blocks, half, rows, RoundMode::CAST_RINT);
         }
         AscendC::PipeBarrier<PIPE_V>();
-        for (int32_t h = 0; h < 2; ++h) {
-          CastRows(to[h], to_blocks, rounded[h], dense, half, rows, RoundMode::CAST_NONE);
-        }
+        CastRows(to, to_blocks, rounded, dense, half, rows, RoundMode::CAST_NONE);
+        CastRows(to2, to_blocks, rounded2, dense, half, rows, RoundMode::CAST_NONE);
         AscendC::PipeBarrier<PIPE_V>();
         return;
       }
     }
-    for (int32_t h = 0; h < 2; ++h) {
-      if constexpr (Same<Table, float>::value) {
-        CopyRows(to[h], to_blocks, from[h], blocks, half, rows);
-      } else {
-        CastRows(to[h], to_blocks, from[h], blocks, half, rows, RoundMode::CAST_NONE);
-      }
+    if constexpr (Same<Table, float>::value) {
+      CopyRows(to, to_blocks, first, blocks, half, rows);
+      CopyRows(to2, to_blocks, second, blocks, half, rows);
+    } else {
+      CastRows(to, to_blocks, first, blocks, half, rows, RoundMode::CAST_NONE);
+      CastRows(to2, to_blocks, second, blocks, half, rows, RoundMode::CAST_NONE);
     }
     AscendC::PipeBarrier<PIPE_V>();
   }
 
   // ---- Rotation -----------------------------------------------------------------------------
 
-  /// Rotates a box by rounds of vector instructions, of whole lines or of a part of one.
-  __aicore__ inline void Rotate(const RopeBox& box, int32_t slot) {
-    const RopeTensor& t = p_.tensors[box.tensor];
-    const int32_t inner = t.head_major ? box.tokens : box.heads;
-    const int32_t outer = t.head_major ? box.heads : box.tokens;
-    const int32_t token = box.token - box.tile_token;
+  /// Rotates a box by rounds of vector instructions.
+  ROPE_INLINE void Rotate(const RopeBox& box, int32_t slot) {
+    const RopeTensor& t = *box.rows;
+    const int32_t line = t.parts ? 1 : box.inner;
+    int32_t left = t.parts ? box.inner : box.outer;
+    int32_t token = box.token - box.tile_token;
     int32_t at = slot * p_.ub.slot_bytes + t.row_offset;
-    for (int32_t o = 0; o < outer; o += t.step_outer) {
-      const int32_t lines = Min(t.step_outer, outer - o);
-      for (int32_t i = 0; i < inner; i += t.step_inner) {
-        const int32_t rows = Min(t.step_inner, inner - i);
-        RotateStep(box.tensor, at, token + (t.head_major ? i : o), rows, lines);
-        at += lines * rows * t.row_pitch;
-      }
-    }
+    do {
+      const int32_t lines = Min(t.step_lines, left);
+      RotateStep(box, at, token, line, lines);
+      at += line * lines * t.row_blocks * kBlockBytes;
+      token += t.over_tokens ? lines : 0;
+      left -= lines;
+    } while (left > 0);
   }
 
   /// Rotates in place `lines` lines of `line` rows, the first at byte `at` of the ring. token: of
   /// the first row, in the tile.
-  __aicore__ inline void RotateStep(int32_t tensor, int32_t at, int32_t token, int32_t line,
-                                    int32_t lines) {
-    const RopeTensor& t = p_.tensors[tensor];
+  ROPE_INLINE void RotateStep(const RopeBox& box, int32_t at, int32_t token, int32_t line,
+                              int32_t lines) {
+    const RopeTensor& t = *box.rows;
+    const int32_t tensor = box.tensor;
     const int32_t half = p_.half_pitch;
     const int32_t rows = line * lines;
-    const int32_t x_blocks = t.row_pitch / kBlockBytes;
+    const int32_t x_blocks = t.row_blocks, blocks = p_.float_blocks;
     const LocalTensor<Bits> x = ring_[at].template ReinterpretCast<Bits>();
+    const Columns columns{p_.lanes, p_.half_mask};
     if constexpr (kFloat) {
       if constexpr (kSplit) {
         const LocalTensor<float> odd = Split(x, tensor, rows);
-        CopyRows(x, x_blocks, sin_product_, half / kBlock, half, rows);
-        CopyRows(x[half], x_blocks, odd, half / kBlock, half, rows);
+        CopyRows(x, x_blocks, sin_product_, half / kBlock, columns, rows);
+        CopyRows(x[half], x_blocks, odd, half / kBlock, columns, rows);
         AscendC::PipeBarrier<PIPE_V>();
       }
-      Multiply(x, x_blocks, t.head_major, token, line, lines);
+      Multiply(x, x_blocks, t.over_tokens, token, line, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
         const LocalTensor<float> odd = x[rows * half];
         Combine(x, odd, half / kBlock, rows);
@@ -376,28 +360,27 @@ class RopeKernel {
       }
     } else {
       const LocalTensor<T> as_rows = x.template ReinterpretCast<T>();
-      const int32_t blocks = FloatBlocks();
       if constexpr (kSplit && kBFloat16) {
         WidenPairs(x, x_blocks, rows);
       } else if constexpr (kSplit) {
         const LocalTensor<T> even = sin_product_.template ReinterpretCast<T>();
         const LocalTensor<T> odd = Split(x, tensor, rows).template ReinterpretCast<T>();
-        const int32_t width = kJoin ? half : Lanes();  // JoinPairs reads the padding too
-        CastRows(work_, blocks, even, half / kBlock, width, rows, RoundMode::CAST_NONE);
-        CastRows(work_[half], blocks, odd, half / kBlock, width, rows, RoundMode::CAST_NONE);
+        CastRows(work_, blocks, even, half / kBlock, columns, rows, RoundMode::CAST_NONE);
+        CastRows(work_[half], blocks, odd, half / kBlock, columns, rows, RoundMode::CAST_NONE);
       } else {
         CastWholeRows(work_, blocks, as_rows, x_blocks, rows, RoundMode::CAST_NONE);
       }
       AscendC::PipeBarrier<PIPE_V>();
-      Multiply(work_, blocks, t.head_major, token, line, lines);
+      Multiply(work_, blocks, t.over_tokens, token, line, lines);
+      if (p_.round_each) RoundProducts(rows);
       Combine(work_, work_[half], blocks, rows);
       if constexpr (kJoin && kBFloat16) {
         NarrowPairs(x, x_blocks, rows);
       } else if constexpr (kJoin) {
         const LocalTensor<T> even = cos_product_.template ReinterpretCast<T>();
         const LocalTensor<T> odd = even[rows * half];
-        CastRows(even, half / kBlock, work_, blocks, half, rows, RoundMode::CAST_RINT);
-        CastRows(odd, half / kBlock, work_[half], blocks, half, rows, RoundMode::CAST_RINT);
+        CastRows(even, half / kBlock, work_, blocks, columns, rows, RoundMode::CAST_RINT);
+        CastRows(odd, half / kBlock, work_[half], blocks, columns, rows, RoundMode::CAST_RINT);
         AscendC::PipeBarrier<PIPE_V>();
         // Once the planes are in lines, their buffer is spare.
         JoinPairs<Bits>({Address(x), Address(work_), {Address(even), Address(odd)}},
@@ -412,155 +395,167 @@ class RopeKernel {
   /// P = x*C, Q = x*S for `lines` lines of `line` rows, x_blocks apart. One instruction serves 64
   /// columns of a line, or of one row of each line, whichever are more rows. Where they are heads
   /// of a token they read its table again and again.
-  __aicore__ inline void Multiply(const LocalTensor<float>& x, int32_t x_blocks, bool head_major,
-                                  int32_t token, int32_t line, int32_t lines) {
-    const int32_t blocks = FloatBlocks();  // of the products and the tables
+  ROPE_INLINE void Multiply(const LocalTensor<float>& x, int32_t x_blocks, bool lines_are_tokens,
+                            int32_t token, int32_t line, int32_t lines) {
+    const int32_t blocks = p_.float_blocks;  // of the products and the tables
     const bool across = lines > line && line * Max(x_blocks, blocks) <= kMaxRepeats;
     const int32_t repeats = across ? lines : line, stride = across ? line : 1;
     const int32_t loops = across ? line : lines, loop_stride = across ? 1 : line;
-    const bool over_tokens = across != head_major;
+    const bool over_tokens = across == lines_are_tokens;  // from repeat to repeat
+    const int32_t table_blocks = over_tokens ? blocks : 0;
     const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(stride * blocks),
                                     static_cast<uint8_t>(stride * x_blocks),
-                                    static_cast<uint8_t>(over_tokens ? blocks : 0));
+                                    static_cast<uint8_t>(table_blocks));
     const int32_t x_step = loop_stride * x_blocks * kFloatBlock;
-    const int32_t product_step = loop_stride * p_.float_pitch;
-    const int32_t table_step = over_tokens ? 0 : p_.float_pitch;
-    const int32_t sin_table = p_.ub.table_bytes / static_cast<int32_t>(sizeof(float));
-    const int32_t width = 2 * Lanes() / p_.row_parts;
-    for (int32_t part = 0; part < p_.row_parts; ++part) {
-      for (int32_t c = 0; c < width; c += kRepeatFloats) {
-        const bool partial = width - c < kRepeatFloats;
-        if (partial) AscendC::SetVectorMask<float>(width - c);
-        const int32_t column = part * p_.half_pitch + c;
-        int32_t row = column, product = column, table = token * p_.float_pitch + column;
-        for (int32_t i = 0; i < loops; ++i) {
-          AscendC::Mul<float, false>(cos_product_[product], x[row], tables_[table],
-                                     MASK_PLACEHOLDER, static_cast<uint8_t>(repeats), params);
-          AscendC::Mul<float, false>(sin_product_[product], x[row], tables_[table + sin_table],
-                                     MASK_PLACEHOLDER, static_cast<uint8_t>(repeats), params);
-          row += x_step;
-          product += product_step;
-          table += table_step;
-        }
-        if (partial) AscendC::ResetMask();
-      }
-    }
+    const int32_t product_step = loop_stride * blocks * kFloatBlock;
+    const int32_t table_step = (blocks - table_blocks) * kFloatBlock;
+    const int32_t table = token * blocks * kFloatBlock;
+    const LocalTensor<float> c = tables_[table];
+    const LocalTensor<float> s = tables_[table + p_.ub.table_bytes / kFloatBytes];
+    int32_t i = 0;
+    do {
+      if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
+      int32_t row = p_.row.columns[i], product = row, entry = row, n = loops;
+      do {
+        AscendC::Mul<float, false>(cos_product_[product], x[row], c[entry], MASK_PLACEHOLDER,
+                                   static_cast<uint8_t>(repeats), params);
+        AscendC::Mul<float, false>(sin_product_[product], x[row], s[entry], MASK_PLACEHOLDER,
+                                   static_cast<uint8_t>(repeats), params);
+        row += x_step;
+        product += product_step;
+        entry += table_step;
+      } while (--n > 0);
+    } while (++i < p_.row.count);
+    if (p_.row.count > p_.row.full) AscendC::ResetMask();
+    AscendC::PipeBarrier<PIPE_V>();
+  }
+
+  /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch.
+  ROPE_INLINE void RoundProducts(int32_t rows) {
+    const int32_t blocks = p_.float_blocks;
+    const LocalTensor<T> p = work_.template ReinterpretCast<T>();
+    const LocalTensor<T> q = p[rows * (blocks / 2) * kBlock];
+    CastWholeRows(p, blocks / 2, cos_product_, blocks, rows, RoundMode::CAST_RINT);
+    CastWholeRows(q, blocks / 2, sin_product_, blocks, rows, RoundMode::CAST_RINT);
+    AscendC::PipeBarrier<PIPE_V>();
+    CastWholeRows(cos_product_, blocks, p, blocks / 2, rows, RoundMode::CAST_NONE);
+    CastWholeRows(sin_product_, blocks, q, blocks / 2, rows, RoundMode::CAST_NONE);
     AscendC::PipeBarrier<PIPE_V>();
   }
 
   /// y1 = P1 - Q2, y2 = P2 + Q1; transposed: y1 = P1 + Q2, y2 = P2 - Q1. Rows of y lie y_blocks
   /// apart.
-  __aicore__ inline void Combine(const LocalTensor<float>& y1, const LocalTensor<float>& y2,
-                                 int32_t y_blocks, int32_t rows) {
-    const int32_t half = p_.half_pitch;
-    const uint8_t blocks = static_cast<uint8_t>(FloatBlocks());
+  ROPE_INLINE void Combine(const LocalTensor<float>& y1, const LocalTensor<float>& y2,
+                           int32_t y_blocks, int32_t rows) {
+    const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
     const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(y_blocks), blocks, blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
-    const int32_t width = Lanes();
+    const LocalTensor<float> p2 = cos_product_[p_.half_pitch], q2 = sin_product_[p_.half_pitch];
+    const int32_t width = p_.lanes;
     for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      const bool partial = width - c < kRepeatFloats;
-      if (partial) AscendC::SetVectorMask<float>(width - c);
-      const int32_t d = half + c;
+      if (width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, p_.half_mask);
       if (p_.transpose) {
-        AscendC::Add<float, false>(y1[c], cos_product_[c], sin_product_[d], MASK_PLACEHOLDER,
-                                   repeats, params);
-        AscendC::Sub<float, false>(y2[c], cos_product_[d], sin_product_[c], MASK_PLACEHOLDER,
-                                   repeats, params);
+        AscendC::Add<float, false>(y1[c], cos_product_[c], q2[c], MASK_PLACEHOLDER, repeats,
+                                   params);
+        AscendC::Sub<float, false>(y2[c], p2[c], sin_product_[c], MASK_PLACEHOLDER, repeats,
+                                   params);
       } else {
-        AscendC::Sub<float, false>(y1[c], cos_product_[c], sin_product_[d], MASK_PLACEHOLDER,
-                                   repeats, params);
-        AscendC::Add<float, false>(y2[c], cos_product_[d], sin_product_[c], MASK_PLACEHOLDER,
-                                   repeats, params);
+        AscendC::Sub<float, false>(y1[c], cos_product_[c], q2[c], MASK_PLACEHOLDER, repeats,
+                                   params);
+        AscendC::Add<float, false>(y2[c], p2[c], sin_product_[c], MASK_PLACEHOLDER, repeats,
+                                   params);
       }
-      if (partial) AscendC::ResetMask();
     }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
     AscendC::PipeBarrier<PIPE_V>();
   }
 
   // ---- Rows ---------------------------------------------------------------------------------
 
-  /// Blocks from row to row in the work buffers and the tables.
-  __aicore__ inline int32_t FloatBlocks() const { return p_.float_pitch / kFloatBlock; }
-
-  /// Lanes of a half row that are worked on: without the padding where the two halves of a row are
-  /// worked on one by one, with it where the row is one run.
-  __aicore__ inline int32_t Lanes() const {
-    return p_.row_parts == 2 ? p_.rotary_dim / 2 : p_.half_pitch;
-  }
+  /// The first `width` columns of rows. mask: the lanes of the last repeat, where it is not full.
+  struct Columns {
+    int32_t width;
+    uint64_t mask;
+  };
 
   template <typename D, typename S>
-  __aicore__ inline void CastWholeRows(const LocalTensor<D>& to, int32_t to_blocks,
-                                       const LocalTensor<S>& from, int32_t from_blocks,
-                                       int32_t rows, RoundMode mode) {
-    const int32_t half = p_.half_pitch;
-    const bool one_run = (kJoin && !kBFloat16) || p_.row_parts == 1;  // JoinPairs reads padding too
-    CastRows(to, to_blocks, from, from_blocks, one_run ? 2 * half : Lanes(), rows, mode);
-    if (!one_run) CastRows(to[half], to_blocks, from[half], from_blocks, Lanes(), rows, mode);
-  }
-
-  template <typename D, typename S>
-  __aicore__ inline void CastRows(const LocalTensor<D>& to, int32_t to_blocks,
-                                  const LocalTensor<S>& from, int32_t from_blocks, int32_t width,
-                                  int32_t rows, RoundMode mode) {
+  ROPE_INLINE void CastRows(const LocalTensor<D>& to, int32_t to_blocks, const LocalTensor<S>& from,
+                            int32_t from_blocks, const Columns& columns, int32_t rows,
+                            RoundMode mode) {
     const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to_blocks),
                                    static_cast<uint8_t>(from_blocks));
-    for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      const bool partial = width - c < kRepeatFloats;
-      if (partial) AscendC::SetVectorMask<float>(width - c);
+    for (int32_t c = 0; c < columns.width; c += kRepeatFloats) {
+      if (columns.width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
       AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                  params);
-      if (partial) AscendC::ResetMask();
     }
+    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
-  __aicore__ inline void CopyRows(const LocalTensor<float>& to, int32_t to_blocks,
-                                  const LocalTensor<float>& from, int32_t from_blocks,
-                                  int32_t width, int32_t rows) {
+  /// Both halves of rows.
+  template <typename D, typename S>
+  ROPE_INLINE void CastWholeRows(const LocalTensor<D>& to, int32_t to_blocks,
+                                 const LocalTensor<S>& from, int32_t from_blocks, int32_t rows,
+                                 RoundMode mode) {
+    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to_blocks),
+                                   static_cast<uint8_t>(from_blocks));
+    int32_t i = 0;
+    do {
+      if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
+      const int32_t c = p_.row.columns[i];
+      AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
+                                 params);
+    } while (++i < p_.row.count);
+    if (p_.row.count > p_.row.full) AscendC::ResetMask();
+  }
+
+  ROPE_INLINE void CopyRows(const LocalTensor<float>& to, int32_t to_blocks,
+                            const LocalTensor<float>& from, int32_t from_blocks,
+                            const Columns& columns, int32_t rows) {
     AscendC::CopyRepeatParams params;
     params.dstStride = 1;
     params.srcStride = 1;
     params.dstRepeatSize = static_cast<uint16_t>(to_blocks);
     params.srcRepeatSize = static_cast<uint16_t>(from_blocks);
-    for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      const bool partial = width - c < kRepeatFloats;
-      if (partial) AscendC::SetVectorMask<float>(width - c);
+    for (int32_t c = 0; c < columns.width; c += kRepeatFloats) {
+      if (columns.width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
       AscendC::Copy<float, false>(to[c], from[c], MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                   params);
-      if (partial) AscendC::ResetMask();
     }
+    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
 
   /// Rows of bf16 pairs -> first and second elements in fp32, in the work buffer. bf16 is the upper
   /// half of fp32, and of a pair read as 32 bits the first element is the lower half.
-  __aicore__ inline void WidenPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks,
-                                    int32_t rows) {
+  ROPE_INLINE void WidenPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks, int32_t rows) {
     const LocalTensor<uint32_t> pairs = x.template ReinterpretCast<uint32_t>();
     const LocalTensor<uint32_t> first = work_.template ReinterpretCast<uint32_t>();
     const LocalTensor<uint16_t> second = work_[p_.half_pitch].template ReinterpretCast<uint16_t>();
     const LocalTensor<uint16_t> upper = upper_.template ReinterpretCast<uint16_t>();
-    const uint8_t to = static_cast<uint8_t>(FloatBlocks());
+    const uint8_t to = static_cast<uint8_t>(p_.float_blocks);
     const uint8_t from = static_cast<uint8_t>(x_blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
-    const int32_t width = Lanes();
+    const UnaryRepeatParams shift(1, 1, to, from);
+    const BinaryRepeatParams mask(1, 1, 0, to, from, 0);
+    const int32_t width = p_.lanes;
     for (int32_t c = 0; c < width; c += kRepeatFloats) {
       const bool partial = width - c < kRepeatFloats;
-      if (partial) AscendC::SetVectorMask<uint32_t>(width - c);
+      if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
       AscendC::ShiftLeft<uint32_t, false>(first[c], pairs[c], uint32_t{16}, MASK_PLACEHOLDER,
-                                          repeats, UnaryRepeatParams(1, 1, to, from));
-      if (partial) AscendC::SetVectorMask<uint16_t>(2 * (width - c));
+                                          repeats, shift);
+      if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
       AscendC::And<uint16_t, false>(second[2 * c], x[2 * c], upper, MASK_PLACEHOLDER, repeats,
-                                    BinaryRepeatParams(1, 1, 0, to, from, 0));
-      if (partial) AscendC::ResetMask();
+                                    mask);
     }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   /// The other way round: the work buffer's halves are rounded to bf16, as fp32 again, and the
   /// first elements' upper halves moved into the seconds' lower ones.
-  __aicore__ inline void NarrowPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks,
-                                     int32_t rows) {
-    const uint8_t blocks = static_cast<uint8_t>(FloatBlocks());
+  ROPE_INLINE void NarrowPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks, int32_t rows) {
+    const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
     const LocalTensor<bfloat16_t> rounded = cos_product_.template ReinterpretCast<bfloat16_t>();
     CastWholeRows(rounded, blocks / 2, work_, blocks, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
@@ -571,24 +566,24 @@ class RopeKernel {
     const LocalTensor<uint32_t> moved = sin_product_.template ReinterpretCast<uint32_t>();
     const LocalTensor<uint16_t> lower = sin_product_.template ReinterpretCast<uint16_t>();
     const uint8_t repeats = static_cast<uint8_t>(rows);
-    const int32_t width = Lanes();
+    const UnaryRepeatParams shift(1, 1, blocks, blocks);
+    const BinaryRepeatParams join(1, 1, 1, static_cast<uint8_t>(x_blocks), blocks, blocks);
+    const int32_t width = p_.lanes;
     for (int32_t c = 0; c < width; c += kRepeatFloats) {
       const bool partial = width - c < kRepeatFloats;
-      if (partial) AscendC::SetVectorMask<uint32_t>(width - c);
+      if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
       AscendC::ShiftRight<uint32_t, false>(moved[c], first[c], uint32_t{16}, MASK_PLACEHOLDER,
-                                           repeats, UnaryRepeatParams(1, 1, blocks, blocks));
+                                           repeats, shift);
       AscendC::PipeBarrier<PIPE_V>();
-      if (partial) AscendC::SetVectorMask<uint16_t>(2 * (width - c));
-      AscendC::Or<uint16_t, false>(
-          x[2 * c], lower[2 * c], second[2 * c], MASK_PLACEHOLDER, repeats,
-          BinaryRepeatParams(1, 1, 1, static_cast<uint8_t>(x_blocks), blocks, blocks));
-      if (partial) AscendC::ResetMask();
+      if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
+      AscendC::Or<uint16_t, false>(x[2 * c], lower[2 * c], second[2 * c], MASK_PLACEHOLDER, repeats,
+                                   join);
     }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   /// Rows of pairs -> an even plane at the beginning of Q's buffer, and an odd one, which is given.
-  __aicore__ inline LocalTensor<Bits> Split(const LocalTensor<Bits>& x, int32_t tensor,
-                                            int32_t rows) {
+  ROPE_INLINE LocalTensor<Bits> Split(const LocalTensor<Bits>& x, int32_t tensor, int32_t rows) {
     const int32_t blocks = rows * p_.half_pitch / kBlock;
     const LocalTensor<Bits> even = sin_product_.template ReinterpretCast<Bits>();
     const LocalTensor<Bits> odd = even[SplitBlocks(blocks) * kBlock];
@@ -601,7 +596,7 @@ class RopeKernel {
   }
 
   template <typename B>
-  __aicore__ inline static uint64_t Address(const LocalTensor<B>& tensor) {
+  ROPE_INLINE static uint64_t Address(const LocalTensor<B>& tensor) {
     return reinterpret_cast<uint64_t>(tensor.GetPhyAddr());
   }
 

@@ -23,7 +23,7 @@ struct PairRows {
   int32_t at[kUnit + 1];
 
   /// `count` after each other, the next so many `pitch` bytes after the first; count divides kUnit.
-  __aicore__ inline void Make(int32_t count, int32_t pitch) {
+  ROPE_INLINE void Make(int32_t count, int32_t pitch) {
     int32_t row = 0, i = 0;
     for (int32_t n = 0; n <= kUnit; ++n) {
       at[n] = row + i * 2 * kBlockBytes;
@@ -33,25 +33,25 @@ struct PairRows {
       }
     }
   }
-  __aicore__ inline void MakeSeamless() { Make(kUnit, kUnitBlocks * kBlockBytes); }
+  ROPE_INLINE void MakeSeamless() { Make(kUnit, kUnitBlocks * kBlockBytes); }
 };
 
 /// Blocks to keep for a plane that SplitPairs writes: it writes whole units.
-__aicore__ inline int32_t SplitBlocks(int32_t blocks) { return (blocks + kUnit - 1) & -kUnit; }
+ROPE_INLINE int32_t SplitBlocks(int32_t blocks) { return (blocks + kUnit - 1) & -kUnit; }
 
 /// Entry i of the list that a transpose gives is the block of this row, when it gives rows.
 template <typename B>
-__aicore__ inline int32_t RowOf(int32_t i) {
+ROPE_INLINE int32_t RowOf(int32_t i) {
   return sizeof(B) == 2 ? i : i % 2 * 8 + i / 2;
 }
 /// Entry i of the list that it takes is this block of 16 blocks of lines, when it takes lines.
 template <typename B>
-__aicore__ inline int32_t LineOf(int32_t i) {
+ROPE_INLINE int32_t LineOf(int32_t i) {
   return sizeof(B) == 2 ? i : i % 8 * 2 + i / 8;
 }
 /// Where a block of 16 blocks of lines of one parity lies among all lines of a unit.
 template <typename B>
-__aicore__ inline int32_t OfParity(int32_t block, int32_t odd) {
+ROPE_INLINE int32_t OfParity(int32_t block, int32_t odd) {
   return sizeof(B) == 2 ? 2 * block + odd : block / 2 * 4 + block % 2 + 2 * odd;
 }
 
@@ -64,8 +64,8 @@ struct PairPlaces {
 
 /// `units` transposes, each `to_step` and `from_step` bytes after the one before.
 template <typename B>
-__aicore__ inline void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_t (&from)[kUnit],
-                                 int32_t from_step, int32_t units) {
+ROPE_INLINE void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_t (&from)[kUnit],
+                           int32_t from_step, int32_t units) {
   AscendC::TransDataTo5HDParams params;
   params.repeatTimes = static_cast<uint8_t>(units);
   // A single repeat would begin a step further on, more begin at the addresses themselves.
@@ -77,8 +77,8 @@ __aicore__ inline void Transpose(uint64_t (&to)[kUnit], int32_t to_step, uint64_
 /// Pairs -> lines: the first (side 0) or second blocks of neighbours -> their lines. Where a unit
 /// has less than 16 neighbours the last one stands in for the rest.
 template <typename B>
-__aicore__ inline void PairsToLines(const PairPlaces& at, const PairRows& rows, int32_t neighbours,
-                                    int32_t units) {
+ROPE_INLINE void PairsToLines(const PairPlaces& at, const PairRows& rows, int32_t neighbours,
+                              int32_t units) {
   for (int32_t side = 0; side < 2; ++side) {
     uint64_t to[kUnit], from[kUnit];
     for (int32_t i = 0; i < kUnit; ++i) {
@@ -91,7 +91,7 @@ __aicore__ inline void PairsToLines(const PairPlaces& at, const PairRows& rows, 
 
 /// The even and odd lines -> their planes.
 template <typename B>
-__aicore__ inline void LinesToPlanes(const PairPlaces& at, int32_t units) {
+ROPE_INLINE void LinesToPlanes(const PairPlaces& at, int32_t units) {
   for (int32_t side = 0; side < 2; ++side) {
     uint64_t to[kUnit], from[kUnit];
     for (int32_t i = 0; i < kUnit; ++i) {
@@ -104,7 +104,7 @@ __aicore__ inline void LinesToPlanes(const PairPlaces& at, int32_t units) {
 
 /// The even and odd planes -> their lines.
 template <typename B>
-__aicore__ inline void PlanesToLines(const PairPlaces& at, int32_t neighbours, int32_t units) {
+ROPE_INLINE void PlanesToLines(const PairPlaces& at, int32_t neighbours, int32_t units) {
   for (int32_t side = 0; side < 2; ++side) {
     uint64_t to[kUnit], from[kUnit];
     for (int32_t i = 0; i < kUnit; ++i) {
@@ -118,8 +118,8 @@ __aicore__ inline void PlanesToLines(const PairPlaces& at, int32_t neighbours, i
 /// Lines -> pairs: the lines of the first (side 0) or second blocks -> those blocks. What stood in
 /// for missing neighbours goes to `spare`.
 template <typename B>
-__aicore__ inline void LinesToPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
-                                    int32_t neighbours, int32_t units) {
+ROPE_INLINE void LinesToPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
+                              int32_t neighbours, int32_t units) {
   for (int32_t side = 0; side < 2; ++side) {
     uint64_t to[kUnit], from[kUnit];
     for (int32_t i = 0; i < kUnit; ++i) {
@@ -133,7 +133,7 @@ __aicore__ inline void LinesToPairs(const PairPlaces& at, const PairRows& rows, 
 }
 
 /// The places of the last unit, after `units` whole ones.
-__aicore__ inline PairPlaces LastUnit(const PairPlaces& at, const PairRows& rows, int32_t units) {
+ROPE_INLINE PairPlaces LastUnit(const PairPlaces& at, const PairRows& rows, int32_t units) {
   const int32_t plane = units * kUnit * kBlockBytes;
   return {at.pairs + units * rows.at[kUnit],
           at.lines + 2 * plane,
@@ -143,7 +143,7 @@ __aicore__ inline PairPlaces LastUnit(const PairPlaces& at, const PairRows& rows
 /// `blocks` neighbours of pairs -> a plane of even and one of odd elements, `blocks` blocks each
 /// (room for SplitBlocks(blocks)). The lines are scratch of two such planes.
 template <typename B>
-__aicore__ inline void SplitPairs(const PairPlaces& at, const PairRows& rows, int32_t blocks) {
+ROPE_INLINE void SplitPairs(const PairPlaces& at, const PairRows& rows, int32_t blocks) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
   const PairPlaces last = LastUnit(at, rows, units);
@@ -157,8 +157,8 @@ __aicore__ inline void SplitPairs(const PairPlaces& at, const PairRows& rows, in
 
 /// The other way round. `spare` is room for a unit; it may be the planes, not pairs or lines.
 template <typename B>
-__aicore__ inline void JoinPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
-                                 int32_t blocks) {
+ROPE_INLINE void JoinPairs(const PairPlaces& at, const PairRows& rows, uint64_t spare,
+                           int32_t blocks) {
   const int32_t units = blocks / kUnit;
   const int32_t rest = blocks % kUnit;
   const PairPlaces last = LastUnit(at, rows, units);

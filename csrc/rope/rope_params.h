@@ -12,6 +12,9 @@
 #define __aicore__
 #endif
 
+/// Of what a kernel is made of: one function in the end, whose tensors are numbers in registers.
+#define ROPE_INLINE __attribute__((always_inline)) __aicore__ inline
+
 namespace npu_rope {
 
 constexpr int32_t kBlockBytes = 32;    // unified buffer: unit of addresses and of vector strides
@@ -57,10 +60,8 @@ struct RopeMove {
   int64_t batch, token, head;  // bytes between neighbours in global memory
   int64_t inner, outer;        // bytes from row to row of a line, and from line to line
   int32_t halves;              // 2: a row is moved as two rows, its halves; else 1
-  int32_t packed;    // rows have no seam in the unified buffer: without one in global memory they
-                     // are one block
-  int32_t separate;  // rows lie so that no gap can be expressed: each is moved by itself
-  int32_t groups;    // of columns
+  int32_t runs;                // rows of a line have no seam on either side: they are one block
+  int32_t groups;              // of columns
   RopeColumns columns[4];
 };
 
@@ -68,12 +69,16 @@ struct RopeMove {
 struct RopeTensor {
   RopeMove in, out;
   int32_t heads;
-  int32_t head_major;              // rows of a box: 0 [token][head], 1 [head][token]
-  int32_t box_tokens, box_heads;   // most of a box
-  int32_t step_inner, step_outer;  // most rows of a line and lines that are rotated by one round of
-                                   // vector instructions; several lines are whole ones
-  int32_t row_pitch;               // bytes from row to row in the unified buffer
-  int32_t row_offset;              // bytes from a row's beginning there to what is rotated
+  int32_t head_major;             // rows of a box: 0 [token][head], 1 [head][token]
+  int32_t box_tokens, box_heads;  // most of a box
+  int32_t parts;                  // a box is part of a line: each of its rows counts as a line then
+  int32_t step_lines;             // most lines that one round of vector instructions rotates
+  int32_t over_tokens;            // from line to line the token changes, not the head
+  int32_t row_blocks;             // 32-byte blocks from row to row in the unified buffer
+  int32_t row_offset;             // bytes from a row's beginning there to what is rotated
+  // Pairs that are transposed: neighbours (two blocks each) that lie after each other, and bytes to
+  // the next so many.
+  int32_t pair_rows, pair_pitch;
 };
 
 /// cos or sin. Strides are 0 where it is broadcast.
@@ -96,6 +101,13 @@ struct RopeLayout {
   int32_t bytes;                                                          // in all
 };
 
+/// Columns of a row, by repeats: the first column of each, the full ones first.
+struct RopeChunks {
+  uint64_t mask;  // lanes of the others
+  int32_t full, count;
+  uint16_t columns[2 * 1024 / kRepeatFloats];
+};
+
 struct RopeParams {
   RopeTensor tensors[2];  // q, k
   RopeTable tables[2];    // cos, sin
@@ -103,11 +115,14 @@ struct RopeParams {
 
   int32_t rotary_dim;
   int32_t half_pitch;        // elements from the first half of a row to the second
-  int32_t row_parts;         // 1: rows are worked on as one run, padding too; 2: half by half
   int32_t table_half_pitch;  // the same in the tables as loaded
-  int32_t float_pitch;       // fp32 elements from row to row in the work buffers: 512-byte steps
-  int32_t pair_rows;         // with transposes: blocks of a half row where other columns lie
-                             // between rows, else 0
+  int32_t float_blocks;      // 32-byte blocks from row to row in the work buffers: 512-byte steps
+  int32_t lanes;             // columns of a half that are worked on: with padding where transposes
+                             // read it or both halves are one run
+  RopeChunks row;            // both halves of a row, as one run or half by half
+  uint64_t half_mask;        // lanes of the last repeat of a half
+  uint64_t pair_mask[2];     // the same for 16-bit elements of pairs: low, high
+  uint64_t table_mask;       // the same for a half without padding
   int32_t table_dtype;       // kTableFloat16, ...
   int32_t round_tables;      // round the tables to q's dtype first
   int32_t half_tables;       // table rows hold rotary_dim / 2 entries
@@ -115,6 +130,7 @@ struct RopeParams {
   int32_t split_in;          // rows come as (2i, 2i + 1) pairs, else as two halves
   int32_t join_out;          // rows leave as (2i, 2i + 1) pairs, else as two halves
   int32_t transpose;         // the transposed rotation
+  int32_t round_each;        // round the products to q's dtype
   int32_t stream_in[2];      // q, k: read once and more than L2 holds, so not kept there
 
   // How the work is cut. Cores form a grid: token_parts × head_parts. Parts are even, the first
@@ -130,18 +146,22 @@ struct RopeParams {
 /// Rows that are loaded, rotated and stored together: tokens × heads of q or k.
 struct RopeBox {
   int32_t tensor;  // 0 q, 1 k
+  const RopeTensor* rows;
+  int64_t in, out;       // bytes from the first element of q or k, and of its output
+  int32_t inner, outer;  // rows of a line, lines
   int32_t batch, token, tokens, head, heads;
   int32_t tile_token;  // first token of the tile, whose tables serve this box
   int32_t tile_tokens;
   int32_t starts_tile;  // 1 for the first box of a tile
+  int32_t follows;      // 1: as the box before it, but for other tokens
 };
 
 /// The boxes of one core, in order. A core owns a range of tokens (batch and tokens counted as one)
 /// and a range of heads (q's and then k's counted as one). Its tokens go by in tiles; of a tile
-/// first q's boxes, then k's.
+/// first q's boxes, then k's; of the same heads, token after token.
 class RopeWalk {
  public:
-  __aicore__ inline RopeWalk(const RopeParams& params, int32_t core) : p_(params) {
+  ROPE_INLINE RopeWalk(const RopeParams& params, int32_t core) : p_(params) {
     const int32_t token_part = core / p_.head_parts;
     const int32_t head_part = core - token_part * p_.head_parts;
     const int32_t begin = token_part * p_.part_tokens + Min(token_part, p_.more_tokens);
@@ -158,33 +178,32 @@ class RopeWalk {
     StartTile();
   }
 
-  /// The next box, or false when there is none.
-  __aicore__ inline bool Next(RopeBox& box) {
-    while (head_ >= head_end_) {
-      if (tensor_ == 0) {
-        StartTensor(1);
-      } else {
-        left_ -= tile_tokens_;
-        if (left_ <= 0) return false;
-        tile_token_ += tile_tokens_;
-        if (tile_token_ == p_.tokens) {
-          tile_token_ = 0;
-          ++batch_;
+  /// The box after `box`, which is what the last call gave; or false when there is none.
+  ROPE_INLINE bool Next(RopeBox& box) {
+    const int32_t rest = tile_tokens_ - token_;
+    if (token_ > 0 && rest >= box.tokens) {
+      box.in += in_step_;
+      box.out += out_step_;
+      box.token += box.tokens;
+      box.starts_tile = 0;
+      box.follows = 1;
+    } else {
+      while (head_ >= head_end_) {
+        if (tensor_ == 0) {
+          StartTensor(1);
+        } else {
+          left_ -= tile_tokens_;
+          if (left_ <= 0) return false;
+          tile_token_ += tile_tokens_;
+          if (tile_token_ == p_.tokens) {
+            tile_token_ = 0;
+            ++batch_;
+          }
+          StartTile();
         }
-        StartTile();
       }
+      MakeBox(box);
     }
-    const RopeTensor& t = p_.tensors[tensor_];
-    box.tensor = tensor_;
-    box.batch = batch_;
-    box.token = tile_token_ + token_;
-    box.tokens = Min(t.box_tokens, tile_tokens_ - token_);
-    box.head = head_;
-    box.heads = Min(t.box_heads, head_end_ - head_);
-    box.tile_token = tile_token_;
-    box.tile_tokens = tile_tokens_;
-    box.starts_tile = starts_tile_;
-    starts_tile_ = 0;
     token_ += box.tokens;
     if (token_ == tile_tokens_) {
       token_ = 0;
@@ -194,20 +213,43 @@ class RopeWalk {
   }
 
  private:
-  __aicore__ inline void StartTile() {
+  ROPE_INLINE void StartTile() {
     tile_tokens_ = Min(Min(p_.tile_tokens, left_), p_.tokens - tile_token_);
     starts_tile_ = 1;
     StartTensor(0);
   }
 
-  __aicore__ inline void StartTensor(int32_t tensor) {
+  ROPE_INLINE void StartTensor(int32_t tensor) {
     tensor_ = tensor;
     head_ = heads_begin_[tensor];
     head_end_ = heads_end_[tensor];
     token_ = 0;
   }
 
+  ROPE_INLINE void MakeBox(RopeBox& box) {
+    const RopeTensor& t = p_.tensors[tensor_];
+    box.tensor = tensor_;
+    box.rows = &t;
+    box.batch = batch_;
+    box.token = tile_token_ + token_;
+    box.tokens = Min(t.box_tokens, tile_tokens_ - token_);
+    box.head = head_;
+    box.heads = Min(t.box_heads, head_end_ - head_);
+    box.inner = t.head_major ? box.tokens : box.heads;
+    box.outer = t.head_major ? box.heads : box.tokens;
+    box.in = box.batch * t.in.batch + box.token * t.in.token + box.head * t.in.head;
+    box.out = box.batch * t.out.batch + box.token * t.out.token + box.head * t.out.head;
+    in_step_ = box.tokens * t.in.token;
+    out_step_ = box.tokens * t.out.token;
+    box.tile_token = tile_token_;
+    box.tile_tokens = tile_tokens_;
+    box.starts_tile = starts_tile_;
+    box.follows = 0;
+    starts_tile_ = 0;
+  }
+
   const RopeParams& p_;
+  int64_t in_step_ = 0, out_step_ = 0;     // bytes from a box to the next one of the same heads
   int32_t left_;                           // tokens of the core, from this tile on
   int32_t heads_begin_[2], heads_end_[2];  // of the core in q and k
   int32_t batch_, tile_token_, tile_tokens_;

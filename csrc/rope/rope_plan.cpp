@@ -32,7 +32,6 @@ void check(const RopeGeometry& g, const Chip& chip) {
   if (g.dtype == DType::kFloat64 || g.table_dtype == DType::kFloat64) {
     refuse("float64 is for the CPU alone, the NPU rotates float16, bfloat16 and float32");
   }
-  if (g.round_each) refuse("round_each=True is not there yet on the NPU");
   if (g.batch < 0 || g.tokens < 0 || g.q_heads < 0 || g.k_heads < 0) {
     refuse("expected no negative size, got batch " + std::to_string(g.batch) + ", tokens " +
            std::to_string(g.tokens) + ", heads " + std::to_string(g.q_heads) + " and " +
@@ -72,20 +71,29 @@ bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
   return g.dtype != DType::kFloat32 && kUnit % (half / block) == 0;
 }
 
+/// Whether a transfer can go from a block of `bytes` to the next one, `stride` bytes further: the
+/// gap between them is an unsigned number of 32 bits.
+bool reachable(int64_t stride, int64_t bytes) { return stride >= bytes && stride <= UINT32_MAX; }
+
 /// q or k with its output, as the geometry has them.
 struct Rows {
   RowStrides in, out;
   int64_t heads;
   bool in_place;
-  bool whole;    // rows are moved as they lie, with what is not rotated in its place
-  bool passes;   // columns that are not rotated are moved beside those that are
-  int64_t run;   // bytes of the longest run of columns of a row that are moved together
-  int64_t held;  // bytes of a row in a buffer
+  bool whole;       // rows are moved as they lie, with what is not rotated in its place
+  bool passes;      // columns that are not rotated are moved beside those that are
+  int64_t run;      // bytes of the longest run of columns of a row that are moved together
+  int64_t held;     // bytes of a row in a buffer
+  bool head_major;  // rows of a box: [head][token], not [token][head]
+  bool reach_inner, reach_outer;  // from row to row, and from line to line, in one transfer
 };
 
 Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
-  Rows r = {k ? g.k : g.q, k ? g.k_out : g.q_out, k ? g.k_heads : g.q_heads,
-            k ? g.k_in_place : g.q_in_place};
+  Rows r = {};
+  r.in = k ? g.k : g.q;
+  r.out = k ? g.k_out : g.q_out;
+  r.heads = k ? g.k_heads : g.q_heads;
+  r.in_place = k ? g.k_in_place : g.q_in_place;
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
   const bool partial = !r.in_place && g.rotary_dim < g.head_dim;
@@ -96,6 +104,16 @@ Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   r.run = (r.whole ? g.head_dim : std::max({before, g.rotary_dim, after})) * size;
   const int64_t rotated = r.whole ? g.head_dim : 2 * p.half_pitch;
   r.held = (AlignUp(before, block) + rotated + AlignUp(after, block)) * size;
+
+  // The axis whose rows lie closer comes innermost.
+  r.head_major = g.tokens > 1 && (r.heads == 1 || r.in.token < r.in.head);
+  const auto reaches = [&](int64_t count, int64_t in, int64_t out) {
+    return count == 1 || (reachable(in * size, r.run) && reachable(out * size, r.run));
+  };
+  const bool tokens = reaches(g.tokens, r.in.token, r.out.token);
+  const bool heads = reaches(r.heads, r.in.head, r.out.head);
+  r.reach_inner = r.head_major ? tokens : heads;
+  r.reach_outer = r.head_major ? heads : tokens;
   return r;
 }
 
@@ -131,36 +149,24 @@ void add_halves(RopeMove& move, bool load, int64_t gm, int64_t half, int64_t hal
   }
 }
 
-/// What remains once the columns are known: which rows are one block, and which no gap can reach.
+/// What remains once the columns are known: whether rows of a line are one block.
 void finish(RopeMove& move, int64_t inner_count, int64_t outer_count) {
-  const int64_t row = move.halves * move.columns[0].bytes;
-  if (inner_count == 1 && move.halves == 1) move.inner = row;
-  if (outer_count == 1) move.outer = inner_count * move.inner;
   const RopeColumns& first = move.columns[0];
-  move.packed = move.groups == 1 && first.bytes == first.ub_pitch &&
-                (outer_count == 1 || move.inner != row || move.outer >= inner_count * row);
-  for (int32_t i = 0; i < move.groups; ++i) {
-    const int64_t bytes = move.columns[i].bytes;
-    const auto reaches = [bytes](int64_t stride) {
-      return stride >= bytes && stride - bytes <= UINT32_MAX;
-    };
-    const bool inner = (inner_count == 1 && move.halves == 1) || reaches(move.inner);
-    if (!inner || (outer_count > 1 && !reaches(move.outer))) move.separate = 1;
-  }
+  move.runs = move.groups == 1 && first.bytes == first.ub_pitch && move.inner == first.bytes &&
+              (outer_count == 1 || move.outer >= inner_count * move.inner);
 }
 
-RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool load,
-                 bool head_major) {
+RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool load) {
   const int64_t size = size_of(g.dtype);
   const RowStrides& strides = load ? r.in : r.out;
-  const int64_t inner_count = head_major ? g.tokens : r.heads;
-  const int64_t outer_count = head_major ? r.heads : g.tokens;
+  const int64_t inner_count = r.head_major ? g.tokens : r.heads;
+  const int64_t outer_count = r.head_major ? r.heads : g.tokens;
   RopeMove move = {};
   move.batch = strides.batch * size;
   move.token = strides.token * size;
   move.head = strides.head * size;
-  move.inner = head_major ? move.token : move.head;
-  move.outer = head_major ? move.head : move.token;
+  move.inner = r.head_major ? move.token : move.head;
+  move.outer = r.head_major ? move.head : move.token;
   move.halves = 1;
   if (r.whole) {
     const int64_t bytes = g.head_dim * size;
@@ -174,9 +180,8 @@ RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool
   if (load ? p.split_in : p.join_out) {  // pairs
     add(move, columns_of(load, offset, 0, bytes, 2 * half_pitch, 2 * half_pitch));
   } else {
-    const bool seamless = !r.passes && (inner_count > 1   ? move.inner == bytes
-                                        : outer_count > 1 ? move.outer == bytes
-                                                          : true);
+    const int64_t stride = inner_count > 1 ? move.inner : move.outer;
+    const bool seamless = !r.passes && (stride == bytes || inner_count * outer_count == 1);
     add_halves(move, load, offset, bytes / 2, half_pitch, 2 * half_pitch, seamless);
   }
   if (r.passes) {  // each group in its own place of the buffer
@@ -201,23 +206,61 @@ RopeTable table_of(const RopeGeometry& g, const RopeParams& p, const TableStride
   const int64_t half = g.rotary_dim / 2 * size;
   const int64_t half_pitch = p.table_half_pitch * size;
   RopeTable table = {};
-  table.one_row = strides.token == 0;
+  table.one_row = strides.token == 0 || g.tokens == 1;
   RopeMove& move = table.in;
   move.batch = strides.batch * size;
   move.token = strides.token * size;
   move.inner = move.token;
   move.halves = 1;
-  const int64_t rows = table.one_row ? 1 : g.tokens;
   if (g.half_tables) {
     add(move, columns_of(true, 0, 0, half, half_pitch, half_pitch));
   } else if (p.split_tables) {
     add(move, columns_of(true, 0, 0, 2 * half, 2 * half_pitch, 2 * half_pitch));
   } else {
     add_halves(move, true, 0, half, half_pitch, 2 * half_pitch,
-               rows == 1 || move.token == 2 * half);
+               table.one_row || move.token == 2 * half);
   }
-  finish(move, rows, 1);
+  finish(move, g.tokens, 1);
   return table;
+}
+
+/// Bytes of q, k and their outputs.
+int64_t moved_bytes(const RopeGeometry& g) {
+  const int64_t row = g.head_dim * size_of(g.dtype);
+  const int64_t tokens = g.batch * g.tokens;
+  return tokens * row * (g.q_heads * (g.q_in_place ? 1 : 2) + g.k_heads * (g.k_in_place ? 1 : 2));
+}
+
+// ---- Repeats ------------------------------------------------------------------------------------
+
+uint64_t first_lanes(int64_t n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+
+/// Lanes of the last of the repeats that take `width` columns.
+uint64_t last_lanes(int64_t width) { return first_lanes((width - 1) % kRepeatFloats + 1); }
+
+/// Which columns the repeats of an instruction take. p: of which half_pitch is set. Rows are worked
+/// on as one run, padding too, or half by half without it where that takes no more repeats.
+void choose_repeats(int64_t half, bool may_skip_padding, RopeParams& p) {
+  const int64_t pitch = p.half_pitch;
+  const bool by_halves = may_skip_padding && pitch != half &&
+                         2 * CeilDiv(half, kRepeatFloats) <= CeilDiv(2 * pitch, kRepeatFloats);
+  const int64_t width = by_halves ? half : 2 * pitch;  // of a run
+  for (const bool full : {true, false}) {
+    for (int64_t begin = 0; begin < (by_halves ? 2 * pitch : 1); begin += pitch) {
+      for (int64_t c = 0; c < width; c += kRepeatFloats) {
+        if (full != (width - c >= kRepeatFloats)) continue;
+        p.row.columns[p.row.count++] = static_cast<uint16_t>(begin + c);
+        p.row.full += full;
+      }
+    }
+  }
+  p.row.mask = last_lanes(width);
+  p.lanes = static_cast<int32_t>(by_halves ? half : pitch);
+  p.half_mask = last_lanes(p.lanes);
+  p.table_mask = last_lanes(half);
+  const int64_t pairs = 2 * ((p.lanes - 1) % kRepeatFloats + 1);  // 16-bit elements
+  p.pair_mask[0] = first_lanes(pairs);
+  p.pair_mask[1] = pairs > 64 ? first_lanes(pairs - 64) : 0;
 }
 
 // ---- Cores --------------------------------------------------------------------------------------
@@ -289,13 +332,17 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
         int64_t tile) {
   Cut c = {};
   int64_t tokens = std::min({core_tokens(g, p), tile, most, int64_t{kMaxRepeats}});
+  const int64_t width = g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
+  for (const TableStrides& table : {g.cos, g.sin}) {
+    const int64_t stride = table.token * size_of(g.table_dtype);
+    if (stride != 0 && !reachable(stride, width)) tokens = 1;
+  }
   // Of whole boxes where there are several: boxes of q, and of k with its fewer heads.
   int64_t whole = 1;
   for (int i = 0; i < 2; ++i) {
     const int64_t heads = core_heads(p, rows[i]);
     if (heads == 0) continue;
-    const int64_t lines =
-        p.tensors[i].head_major ? kEvenTokens : box_of(heads, rows[i], most) / heads;
+    const int64_t lines = rows[i].head_major ? kEvenTokens : box_of(heads, rows[i], most) / heads;
     if (lines <= tokens) whole = std::max(whole, lines);
   }
   tokens -= tokens % whole;
@@ -305,19 +352,20 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
   for (int i = 0; i < 2; ++i) {
     const int64_t heads = core_heads(p, rows[i]);
     if (heads == 0) continue;
-    const bool head_major = p.tensors[i].head_major;
+    const bool head_major = rows[i].head_major;
     const int64_t line = head_major ? tokens : heads;
     const int64_t box = std::min(box_of(line, rows[i], most), heads * tokens);
-    if (head_major) {  // a column of tokens is never cut
-      c.box_tokens[i] = tokens;
-      c.box_heads[i] = std::max<int64_t>(box / tokens, 1);
-    } else {
-      c.box_tokens[i] = std::max<int64_t>(box / heads, 1);
-      c.box_heads[i] = std::min(box, heads);
-    }
+    int64_t inner = std::min(box, line), outer = std::max<int64_t>(box / line, 1);
+    if (head_major) inner = line;  // a column of tokens is cut only where it must be
+    if (!rows[i].reach_inner) inner = 1;
+    if (!rows[i].reach_outer) outer = 1;
+    c.box_tokens[i] = head_major ? inner : outer;
+    c.box_heads[i] = head_major ? outer : inner;
     const int64_t cut_rows = c.box_tokens[i] * c.box_heads[i];
     c.box_rows = std::max(c.box_rows, cut_rows);
-    if (cut_rows < heads * tokens) c.shortest = std::min(c.shortest, cut_rows * rows[i].run);
+    const bool reaches = rows[i].reach_inner && rows[i].reach_outer;
+    if (reaches && cut_rows < heads * tokens)
+      c.shortest = std::min(c.shortest, cut_rows * rows[i].run);
   }
   return c;
 }
@@ -332,7 +380,7 @@ struct Room {
 Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const Cut& c,
              int64_t held) {
   const bool fp32 = g.dtype == DType::kFloat32;
-  const int64_t float_row = p.float_pitch * 4;
+  const int64_t float_row = p.float_blocks * kBlockBytes;
   const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
   const int64_t spare = transposes(g, p) || p.split_tables ? kUnitBytes : 0;
   const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
@@ -396,11 +444,12 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
 void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[2], RopeParams& p) {
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
   const int64_t token_bytes =
-      2 *
-      (p.float_pitch * 4 + (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype));
+      2 * (p.float_blocks * kBlockBytes +
+           (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype));
   const int64_t core_rows = core_tokens(g, p) * (p.part_heads + (p.more_heads > 0));
   const bool few = core_rows * held < kFewTransfers * kTransfer;
-  const int64_t least = few ? kTransfer / 4 : kTransfer;
+  // Steps that join pairs have half as many instructions again, so their rows count for more.
+  const int64_t least = few ? kTransfer / 4 : p.join_out ? kTransfer * 3 / 4 : kTransfer;
 
   Cut chosen = {};
   Room room = {};
@@ -435,14 +484,21 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   for (int i = 0; i < 2; ++i) {
     RopeTensor& t = p.tensors[i];
     if (chosen.box_tokens[i] == 0) continue;
-    const int64_t inner = t.head_major ? chosen.box_tokens[i] : chosen.box_heads[i];
-    const int64_t outer = t.head_major ? chosen.box_heads[i] : chosen.box_tokens[i];
-    const int64_t part = EvenPiece(inner, room.step_rows);
-    t.box_tokens = static_cast<int32_t>(chosen.box_tokens[i]);
-    t.box_heads = static_cast<int32_t>(chosen.box_heads[i]);
-    t.step_inner = static_cast<int32_t>(part);
-    t.step_outer =
-        static_cast<int32_t>(part < inner ? 1 : EvenPiece(outer, room.step_rows / inner));
+    int64_t tokens = chosen.box_tokens[i], heads = chosen.box_heads[i];
+    const bool longer = !t.head_major && heads > room.step_rows;  // a line than a step
+    t.parts = longer && tokens == 1;
+    if (longer && tokens > 1) {  // as long a box, of lines that fit a step
+      const int64_t part = EvenPiece(heads, room.step_rows);
+      const int64_t most = rows[i].reach_outer ? chosen.tile_tokens : 1;
+      tokens = std::min(most, tokens * heads / part);
+      heads = part;
+    }
+    const int64_t line = t.head_major ? tokens : heads, lines = t.head_major ? heads : tokens;
+    t.box_tokens = static_cast<int32_t>(tokens);
+    t.box_heads = static_cast<int32_t>(heads);
+    t.step_lines = static_cast<int32_t>(t.parts ? EvenPiece(line, room.step_rows)
+                                                : EvenPiece(lines, room.step_rows / line));
+    t.over_tokens = t.parts == t.head_major;
   }
 }
 
@@ -462,6 +518,7 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   p.split_in = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && !g.transpose);
   p.join_out = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && g.transpose);
   p.transpose = g.transpose;
+  p.round_each = g.round_each && g.dtype != DType::kFloat32;
 
   // Halves begin at whole 32-byte blocks, of fp32 always, of a 16-bit type too where they are
   // loaded or transposed one by one: where a dense row does not have its second half there.
@@ -469,30 +526,30 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   const int64_t block = kBlockBytes / size_of(g.dtype);
   const bool dense = half % 8 == 0 && !transposes(g, p);
   p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, block));
-  const bool by_halves = p.half_pitch != half && 2 * CeilDiv(half, kRepeatFloats) <=
-                                                     CeilDiv(2 * p.half_pitch, kRepeatFloats);
-  p.row_parts = by_halves ? 2 : 1;
   p.table_half_pitch = static_cast<int32_t>(AlignUp(half, kBlockBytes / size_of(g.table_dtype)));
-  p.float_pitch = static_cast<int32_t>(AlignUp(2 * p.half_pitch, kBankRow / 4));
+  p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
+  choose_repeats(half, !transposes(g, p), p);
 
   const Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
   for (int i = 0; i < 2; ++i) {
     RopeTensor& t = p.tensors[i];
     const Rows& r = rows[i];
+    const int64_t pitch = (r.whole ? g.head_dim : 2 * p.half_pitch) * size_of(g.dtype);
+    const bool between = r.whole && transposes(g, p);  // pairs lie between other columns
     t.heads = static_cast<int32_t>(r.heads);
-    // The axis whose rows lie closer comes innermost.
-    t.head_major = r.heads > 1 && g.tokens > 1 && r.in.token < r.in.head;
-    t.row_pitch =
-        static_cast<int32_t>((r.whole ? g.head_dim : 2 * p.half_pitch) * size_of(g.dtype));
+    t.head_major = r.head_major;
+    t.row_blocks = static_cast<int32_t>(pitch / kBlockBytes);
     t.row_offset = static_cast<int32_t>(r.whole ? g.rotary_offset * size_of(g.dtype) : 0);
-    if (r.whole && transposes(g, p)) p.pair_rows = static_cast<int32_t>(half / block);
+    t.pair_rows = static_cast<int32_t>(between ? half / block : kUnit);
+    t.pair_pitch = static_cast<int32_t>(between ? pitch : 2 * kUnit * kBlockBytes);
   }
 
   choose_grid(g, chip.cores, p);
   choose_buffers(g, chip, rows, p);
   for (int i = 0; i < 2; ++i) {
-    p.tensors[i].in = move_of(g, p, rows[i], true, p.tensors[i].head_major);
-    p.tensors[i].out = move_of(g, p, rows[i], false, p.tensors[i].head_major);
+    p.tensors[i].in = move_of(g, p, rows[i], true);
+    p.tensors[i].out = move_of(g, p, rows[i], false);
+    p.stream_in[i] = !rows[i].in_place && moved_bytes(g) > chip.l2_bytes;
   }
   p.tables[0] = table_of(g, p, g.cos);
   p.tables[1] = table_of(g, p, g.sin);

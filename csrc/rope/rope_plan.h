@@ -20,10 +20,13 @@ struct RopePlan {
 ///   cores * kStartNs + (bytes that the busiest core reads and writes) / kBytesPerNs,
 ///
 /// and the grid of (token parts × head parts) that takes least is used, of equals the one with
-/// fewer cores. A core starts 30 (warm) to 110 ns after the one before it; one core moves about
-/// 100 bytes a ns, which is also about what its vector unit rotates. The launch itself costs the
+/// fewer cores. One core moves about 100 bytes a ns, which is also about what its vector unit
+/// rotates. What a core more costs is known within a range only: measured kernels start all cores
+/// in about 3 µs whatever their number (nearly nothing each), profiles of others suggest 30 to
+/// 70 ns. 30 is bad at neither end: for 64 tokens of 64 + 8 heads it takes 32 cores, 0.25 µs from
+/// the best choice if a core more is free, 0.4 µs if it costs 70 ns. The launch itself costs the
 /// same for every grid.
-constexpr double kStartNs = 70;
+constexpr double kStartNs = 30;
 constexpr double kBytesPerNs = 100;
 
 /// Pure. Throws std::invalid_argument where the chip has no kernel or the geometry is not one that

@@ -614,6 +614,28 @@ const std::map<std::string, Kernel>& kernels() {
          SetFlag<HardEvent::MTE2_V>(EVENT_ID0);
          SetFlag<HardEvent::MTE2_V>(EVENT_ID0);
        }},
+      {"operator[] past the end",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         (void)k.a[2 * kCount];
+       }},
+      {"SetSize beyond the memory",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.a[kCount].SetSize(kCount + 1);
+       }},
+      {"a tensor used beyond its SetSize",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         k.b.SetSize(kCount - 1);
+         k.Compute();
+       }},
+      {"L2 cache mode that is not there yet",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.x_.SetL2CacheHint(CacheMode::CACHE_MODE_PERSISTENT);
+       }},
       {"reserved event id", [](GM_ADDR, GM_ADDR) { SetFlag<HardEvent::MTE2_V>(EVENT_ID6); }},
       {"two cores at fault, the lower one later",
        [](GM_ADDR x, GM_ADDR y) {
