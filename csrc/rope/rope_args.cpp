@@ -2,6 +2,7 @@
 
 #include <c10/core/SymInt.h>
 
+#include <cmath>
 #include <string>
 
 #include "rope/rope_overlap.h"
@@ -208,6 +209,35 @@ template RopeArgs check_inputs<c10::SymInt>(const at::Tensor&, const at::Tensor&
                                             const at::Tensor&, const RopeOptions&,
                                             const char* const (&)[2]);
 
+void check_norm(const NormOptions& norm, const at::Tensor& q, const at::Tensor& k,
+                const RopeArgs& args) {
+  TORCH_CHECK_VALUE(std::isfinite(norm.eps) && norm.eps >= 0, "eps is ", norm.eps,
+                    ", expected a finite number of at least 0");
+  TORCH_CHECK_VALUE(std::isfinite(norm.weight_offset), "weight_offset is ", norm.weight_offset,
+                    ", expected a finite number");
+  const at::Tensor& rows = q.defined() ? q : k;
+  const bool is_double = rows.scalar_type() == at::kDouble;
+  const auto check_weight = [&](const at::Tensor& weight, const char* name) {
+    if (!weight.defined()) return;
+    TORCH_CHECK_TYPE(
+        is_rope_dtype(weight.scalar_type()) || (is_double && weight.scalar_type() == at::kDouble),
+        name, " is ", weight.scalar_type(), ", expected Half, BFloat16 or Float",
+        is_double ? " or Double" : "");
+    TORCH_CHECK_VALUE(weight.device() == rows.device(), name, " is on ", weight.device(),
+                      ", expected ", rows.device(), " as ", q.defined() ? "q" : "k");
+    TORCH_CHECK_VALUE(weight.dim() == 1 && width_of(weight) == args.head_dim, name, " has shape ",
+                      weight.sym_sizes(), ", expected [", args.head_dim,
+                      "]: one weight for each column of head_dim");
+  };
+  check_weight(norm.q_weight, "q_weight");
+  check_weight(norm.k_weight, "k_weight");
+  if (norm.q_weight.defined() && norm.k_weight.defined()) {
+    TORCH_CHECK_TYPE(norm.k_weight.scalar_type() == norm.q_weight.scalar_type(), "k_weight is ",
+                     norm.k_weight.scalar_type(), ", expected ", norm.q_weight.scalar_type(),
+                     " as q_weight");
+  }
+}
+
 template <class Int>
 void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_out,
                    const at::Tensor& k_out) {
@@ -304,6 +334,17 @@ RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::
   geometry.sin = table_strides(sin, args.table);
   fold_batch(geometry);
   return geometry;
+}
+
+RopeNorm make_norm(const NormOptions& norm) {
+  RopeNorm made{};
+  made.q = norm.q_weight.defined();
+  made.k = norm.k_weight.defined();
+  if (made.q) made.weight_dtype = dtype_of(norm.q_weight);
+  if (made.k) made.weight_dtype = dtype_of(norm.k_weight);
+  made.eps = norm.eps;
+  made.weight_offset = norm.weight_offset;
+  return made;
 }
 
 }  // namespace npu_rope

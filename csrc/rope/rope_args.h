@@ -28,6 +28,12 @@ struct RopeOptions {
   }
 };
 
+/// What norm_apply takes besides: RMSNorm before the rotation.
+struct NormOptions {
+  at::Tensor q_weight, k_weight;  // where one is undefined (None) there is no norm
+  double eps, weight_offset;
+};
+
 /// What errors call q and k.
 constexpr const char* kInputNames[2] = {"q", "k"};
 constexpr const char* kGradNames[2] = {"grad_q", "grad_k"};
@@ -54,6 +60,10 @@ RopeArgs check_inputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor
                       const at::Tensor& sin, const RopeOptions& options,
                       const char* const (&names)[2]);
 
+/// Checks the norm of rows that check_inputs has accepted.
+void check_norm(const NormOptions& norm, const at::Tensor& q, const at::Tensor& k,
+                const RopeArgs& args);
+
 /// Checks that outputs have exactly their inputs' shape, dtype and device.
 template <class Int>
 void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_out,
@@ -63,6 +73,9 @@ void check_outputs(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q
 RopeGeometry make_geometry(const RopeArgs& args, const at::Tensor& q, const at::Tensor& k,
                            const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
                            const at::Tensor& k_out, bool transpose);
+
+/// The norm as the geometry has it.
+RopeNorm make_norm(const NormOptions& norm);
 
 /// Whether elements of the last axis lie side by side, as every kernel wants them. Of one element
 /// they do, whatever its stride.

@@ -7,12 +7,20 @@
 // with the table's gradients summed over heads and broadcast axes. apply_backward is linear too and
 // its transposed is apply, so one autograd function serves both, to any order. Forward mode is the
 // same rotation of the rows' tangents, and of the rows by the tables' tangents.
+//
+// norm_apply rotates n*g, where n = x*r, r = 1/sqrt(mean(x*x) + eps) and g = weight_offset +
+// weight. Of h, which is the gradient of n*g by apply_backward,
+//
+//   dweight = sum over rows of h*n        dx = r * (h*g - n * mean(h*g*n))
+//
+// by ATen's operators, to any order. It has no forward mode.
 #include "rope/rope_autograd.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/rsqrt.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -21,6 +29,7 @@
 #include <string>
 #include <type_traits>
 
+#include "rope/norm_ops.h"
 #include "rope/rope_args.h"
 #include "rope/rope_ops.h"
 
@@ -94,6 +103,35 @@ Pair table_grads(const Pair& x_rows, const Pair& y_rows, const Tensor& cos, cons
 
 bool wants_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 
+void save_options(AutogradContext& ctx, const RopeOptions& options) {
+  auto& data = ctx.saved_data;
+  if (options.layout) data["layout"] = std::string(options.layout->data(), options.layout->size());
+  if (options.rotary_dim) data["rotary_dim"] = *options.rotary_dim;
+  data["rotary_offset"] = options.rotary_offset;
+  data["interleaved"] = options.interleaved;
+  data["deinterleave"] = options.deinterleave;
+  data["cast_tables"] = options.cast_tables;
+  data["round_each"] = options.round_each;
+}
+
+// `layout` keeps the string that the options refer to.
+RopeOptions saved_options(AutogradContext& ctx, std::string& layout) {
+  auto& data = ctx.saved_data;
+  const auto layout_value = data.find("layout"), width_value = data.find("rotary_dim");
+  RopeOptions options{};
+  if (layout_value != data.end()) {
+    layout = layout_value->second.toStringRef();
+    options.layout = layout;
+  }
+  if (width_value != data.end()) options.rotary_dim = width_value->second.toInt();
+  options.rotary_offset = data["rotary_offset"].toInt();
+  options.interleaved = data["interleaved"].toBool();
+  options.deinterleave = data["deinterleave"].toBool();
+  options.cast_tables = data["cast_tables"].toBool();
+  options.round_each = data["round_each"].toBool();
+  return options;
+}
+
 // What autograd's graph runs. Its node is made by hand below, since Function::apply refuses
 // torch.func's transforms and forward mode.
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
@@ -101,16 +139,8 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
 
   static void save(AutogradContext& ctx, const Tensor& q, const Tensor& k, const Tensor& cos,
                    const Tensor& sin, const RopeOptions& options, bool transpose) {
-    auto& data = ctx.saved_data;
-    if (options.layout)
-      data["layout"] = std::string(options.layout->data(), options.layout->size());
-    if (options.rotary_dim) data["rotary_dim"] = *options.rotary_dim;
-    data["rotary_offset"] = options.rotary_offset;
-    data["interleaved"] = options.interleaved;
-    data["deinterleave"] = options.deinterleave;
-    data["cast_tables"] = options.cast_tables;
-    data["round_each"] = options.round_each;
-    data["transpose"] = transpose;
+    save_options(ctx, options);
+    ctx.saved_data["transpose"] = transpose;
     const bool wants_table_grads = wants_grad(cos) || wants_grad(sin);
     ctx.save_for_backward(
         {cos, sin, wants_table_grads ? q : Tensor(), wants_table_grads ? k : Tensor()});
@@ -120,21 +150,9 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &cos = saved[0], &sin = saved[1], &q = saved[2], &k = saved[3];
-    auto& data = ctx->saved_data;
-    const auto layout_value = data.find("layout"), width_value = data.find("rotary_dim");
-    RopeOptions options{};
     std::string layout;
-    if (layout_value != data.end()) {
-      layout = layout_value->second.toStringRef();
-      options.layout = layout;
-    }
-    if (width_value != data.end()) options.rotary_dim = width_value->second.toInt();
-    options.rotary_offset = data["rotary_offset"].toInt();
-    options.interleaved = data["interleaved"].toBool();
-    options.deinterleave = data["deinterleave"].toBool();
-    options.cast_tables = data["cast_tables"].toBool();
-    options.round_each = data["round_each"].toBool();
-    const bool transpose = data["transpose"].toBool();
+    const RopeOptions options = saved_options(*ctx, layout);
+    const bool transpose = ctx->saved_data["transpose"].toBool();
 
     variable_list inputs(4);
     const Tensor grad_q = ctx->needs_input_grad(0) ? grads[0] : Tensor();
@@ -153,7 +171,85 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
   }
 };
 
+// The rows of q or k before the rotation, by differentiable operators, and what depends on them.
+// Without a weight the rows are as they are.
+struct NormedRows {
+  Tensor factor, normed, weight;  // r, n, g
+
+  NormedRows(const Tensor& x, const Tensor& as_given, double eps, double weight_offset) {
+    if (!x.defined()) return;
+    const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    normed = x.to(compute);
+    if (!as_given.defined()) return;
+    weight = as_given.to(compute) + weight_offset;
+    factor = at::rsqrt((normed * normed).mean(-1, /*keepdim=*/true) + eps);
+    normed = normed * factor;
+  }
+
+  Tensor rows() const { return weight.defined() ? normed * weight : normed; }
+
+  // rotated: the gradient of rows().
+  Tensor grad(const Tensor& rotated) const {
+    if (!weight.defined() || !rotated.defined()) return rotated;
+    const Tensor scaled = rotated * weight;
+    const Tensor along = (scaled * normed).mean(-1, /*keepdim=*/true);
+    return (factor * (scaled - normed * along)).to(rotated.scalar_type());
+  }
+  Tensor weight_grad(const Tensor& rotated) const {
+    if (!rotated.defined()) return {};
+    return (rotated * normed).flatten(0, -2).sum(0);
+  }
+};
+
+struct NormFunction : torch::autograd::Function<NormFunction> {
+  static constexpr bool is_traceable = true;
+
+  static void save(AutogradContext& ctx, const Tensor& q, const Tensor& k, const Tensor& cos,
+                   const Tensor& sin, const NormOptions& norm, const RopeOptions& options) {
+    save_options(ctx, options);
+    ctx.saved_data["eps"] = norm.eps;
+    ctx.saved_data["weight_offset"] = norm.weight_offset;
+    ctx.saved_data["wants_table_grads"] = wants_grad(cos) || wants_grad(sin);
+    ctx.save_for_backward({q, k, norm.q_weight, norm.k_weight, cos, sin});
+    ctx.set_materialize_grads(false);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &q_weight = saved[2], &k_weight = saved[3],
+                 &cos = saved[4], &sin = saved[5];
+    std::string layout;
+    const RopeOptions options = saved_options(*ctx, layout);
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const double weight_offset = ctx->saved_data["weight_offset"].toDouble();
+    const NormedRows q_rows(q, q_weight, eps, weight_offset);
+    const NormedRows k_rows(k, k_weight, eps, weight_offset);
+
+    variable_list inputs(6);
+    Pair rotated;
+    if (grads[0].defined() || grads[1].defined()) {
+      rotated = RopeCalls::apply_backward(grads[0], grads[1], cos, sin, options);
+    }
+    const auto& [q_rotated, k_rotated] = rotated;
+    if (ctx->needs_input_grad(0)) inputs[0] = q_rows.grad(q_rotated);
+    if (ctx->needs_input_grad(1)) inputs[1] = k_rows.grad(k_rotated);
+    const auto weight_grad = [](const NormedRows& rows, const Tensor& grad, const Tensor& weight) {
+      const Tensor sum = rows.weight_grad(grad);
+      return sum.defined() ? sum.to(weight.scalar_type()) : sum;
+    };
+    if (ctx->needs_input_grad(2)) inputs[2] = weight_grad(q_rows, q_rotated, q_weight);
+    if (ctx->needs_input_grad(3)) inputs[3] = weight_grad(k_rows, k_rotated, k_weight);
+    if (ctx->saved_data["wants_table_grads"].toBool()) {
+      const RopeArgs args = check_inputs<c10::SymInt>(q, k, cos, sin, options, {"q", "k"});
+      std::tie(inputs[4], inputs[5]) =
+          table_grads({q_rows.rows(), k_rows.rows()}, {grads[0], grads[1]}, cos, sin, args);
+    }
+    return inputs;
+  }
+};
+
 using RopeNode = torch::autograd::CppNode<RopeFunction>;
+using NormNode = torch::autograd::CppNode<NormFunction>;
 
 // A node's owners count by std::shared_ptr in older torch, by an intrusive pointer in newer.
 template <class Made = RopeNode,
@@ -218,6 +314,23 @@ Pair rotate_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const 
   return sum;
 }
 
+// What `compute` gives, as the outputs of a node of the graph whose inputs these are.
+template <class Made, class Save, class Compute, class... Inputs>
+Pair with_node(const Save& save, const Compute& compute, const Inputs&... inputs) {
+  const auto node = make_node<Made>();
+  node->set_ctx_grad_fn(node);
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  node->is_variable_input_.assign(sizeof...(inputs), true);
+  save(node->ctx_);
+  const Pair out = compute();
+  for (const Tensor& rows : {std::get<0>(out), std::get<1>(out)}) {
+    torch::autograd::set_history(rows, node);
+    rows.defined() ? node->output_info_.emplace_back(rows) : node->output_info_.emplace_back();
+  }
+  node->save_variables_to_ctx();
+  return out;
+}
+
 template <bool transpose>
 Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                     const RopeOptions& options) {
@@ -229,22 +342,13 @@ Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const T
   const bool has_tangent = have_tangents(q, k, cos, sin);
   if (!wants_gradient && !has_tangent) return rotate();
 
-  Pair out;
-  if (wants_gradient) {
-    const auto node = make_node();
-    node->set_ctx_grad_fn(node);
-    node->set_next_edges(torch::autograd::collect_next_edges(q, k, cos, sin));
-    node->is_variable_input_ = {true, true, true, true};
-    RopeFunction::save(node->ctx_, q, k, cos, sin, options, transpose);
-    out = rotate();
-    for (const Tensor& rows : {std::get<0>(out), std::get<1>(out)}) {
-      torch::autograd::set_history(rows, node);
-      rows.defined() ? node->output_info_.emplace_back(rows) : node->output_info_.emplace_back();
-    }
-    node->save_variables_to_ctx();
-  } else {
-    out = rotate();
-  }
+  const Pair out = wants_gradient
+                       ? with_node<RopeNode>(
+                             [&](AutogradContext& ctx) {
+                               RopeFunction::save(ctx, q, k, cos, sin, options, transpose);
+                             },
+                             rotate, q, k, cos, sin)
+                       : rotate();
   if (has_tangent) {
     const auto [q_tangent, k_tangent] = rotate_tangents(q, k, cos, sin, options, transpose);
     const auto set = [](const Tensor& rows, const Tensor& tangent) {
@@ -256,10 +360,10 @@ Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const T
   return out;
 }
 
-void check_no_grad(bool needs_grad, const char* form) {
+void check_no_grad(bool needs_grad, const char* form, const char* functional) {
   TORCH_CHECK(!needs_grad, "npu_rope::", form,
-              " has no derivative, but an input requires grad or has a tangent: use "
-              "npu_rope::apply, or torch.no_grad()");
+              " has no derivative, but an input requires grad or has a tangent: use npu_rope::",
+              functional, ", or torch.no_grad()");
 }
 
 // What torch itself would refuse, but only once it was written.
@@ -301,7 +405,7 @@ void out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor&
 
 void inplace_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                       const RopeOptions& options) {
-  check_no_grad(want_grads(q, k, cos, sin) || have_tangents(q, k, cos, sin), "apply_");
+  check_no_grad(want_grads(q, k, cos, sin) || have_tangents(q, k, cos, sin), "apply_", "apply");
   inplace_bump(q, k, cos, sin, options);
 }
 
@@ -310,8 +414,77 @@ void out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Ten
   const auto needs = [&](const Tensor& a, const Tensor& b) {
     return want_grads(a, b, cos, sin) || have_tangents(a, b, cos, sin);
   };
-  check_no_grad(needs(q, k) || needs(q_out, k_out), "apply.out");
+  check_no_grad(needs(q, k) || needs(q_out, k_out), "apply.out", "apply");
   out_bump(q, k, cos, sin, options, q_out, k_out);
+}
+
+// ---- norm_apply ----
+
+bool want_grads(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                const NormOptions& norm) {
+  return want_grads(q, k, cos, sin) || want_grads(norm.q_weight, norm.k_weight, cos, sin);
+}
+
+bool have_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                   const NormOptions& norm) {
+  return have_tangents(q, k, cos, sin) || have_tangents(norm.q_weight, norm.k_weight, cos, sin);
+}
+
+Pair norm_differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                         const NormOptions& norm, const RopeOptions& options) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!have_tangents(q, k, cos, sin, norm),
+                              "npu_rope::norm_apply has no forward-mode derivative (jvp): use "
+                              "torch.nn.functional.rms_norm and npu_rope::apply");
+  const auto compute = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return NormCalls::norm_apply(q, k, cos, sin, norm, options);
+  };
+  if (!want_grads(q, k, cos, sin, norm)) return compute();
+  return with_node<NormNode>(
+      [&](AutogradContext& ctx) { NormFunction::save(ctx, q, k, cos, sin, norm, options); },
+      compute, q, k, norm.q_weight, norm.k_weight, cos, sin);
+}
+
+void norm_inplace_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                       const NormOptions& norm, const RopeOptions& options) {
+  check_written(q, "q");
+  check_written(k, "k");
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    NormCalls::norm_apply_(q, k, cos, sin, norm, options);
+  }
+  bump(q);
+  bump(k);
+}
+
+void norm_out_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                   const NormOptions& norm, const RopeOptions& options, const Tensor& q_out,
+                   const Tensor& k_out) {
+  check_written(q_out, "q_out");
+  check_written(k_out, "k_out");
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    NormCalls::norm_apply_out(q, k, cos, sin, norm, options, q_out, k_out);
+  }
+  bump(q_out);
+  bump(k_out);
+}
+
+void norm_inplace_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                           const NormOptions& norm, const RopeOptions& options) {
+  check_no_grad(want_grads(q, k, cos, sin, norm) || have_tangents(q, k, cos, sin, norm),
+                "norm_apply_", "norm_apply");
+  norm_inplace_bump(q, k, cos, sin, norm, options);
+}
+
+void norm_out_autograd(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
+                       const NormOptions& norm, const RopeOptions& options, const Tensor& q_out,
+                       const Tensor& k_out) {
+  const auto needs = [&](const Tensor& a, const Tensor& b) {
+    return want_grads(a, b, cos, sin, norm) || have_tangents(a, b, cos, sin, norm);
+  };
+  check_no_grad(needs(q, k) || needs(q_out, k_out), "norm_apply.out", "norm_apply");
+  norm_out_bump(q, k, cos, sin, norm, options, q_out, k_out);
 }
 
 }  // namespace
@@ -321,11 +494,16 @@ void register_autograd(torch::Library& library) {
   library.impl("apply_backward", RopeSchema::functional<differentiable<true>>);
   library.impl("apply_", RopeSchema::inplace<inplace_autograd>);
   library.impl("apply.out", RopeSchema::out<out_autograd>);
+  library.impl("norm_apply", NormSchema::functional<norm_differentiable>);
+  library.impl("norm_apply_", NormSchema::inplace<norm_inplace_autograd>);
+  library.impl("norm_apply.out", NormSchema::out<norm_out_autograd>);
 }
 
 void register_inplace_or_view(torch::Library& library) {
   library.impl("apply_", RopeSchema::inplace<inplace_bump>);
   library.impl("apply.out", RopeSchema::out<out_bump>);
+  library.impl("norm_apply_", NormSchema::inplace<norm_inplace_bump>);
+  library.impl("norm_apply.out", NormSchema::out<norm_out_bump>);
 }
 
 }  // namespace npu_rope

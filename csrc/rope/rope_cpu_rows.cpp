@@ -4,6 +4,7 @@
 #include "rope_cpu_rows.h"
 
 #include "rope_cpu_lanes.h"
+#include "rope_cpu_norm.h"
 
 namespace npu_rope::ROPE_ISA {
 namespace {
@@ -657,6 +658,17 @@ struct Rotation {
 
   static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
+    for_each_block(geometry, pointers, range,
+                   [&](const Rows& q, const Rows& k, const Prepared* tables) {
+                     rotate_rows(geometry, q, tables);
+                     rotate_rows(geometry, k, tables);
+                   });
+  }
+
+  /// Calls f(q's rows, k's rows, their tables) for blocks of tokens.
+  template <class F>
+  static ROPE_INLINE void for_each_block(const RopeGeometry& geometry, const RopePointers& pointers,
+                                         const RopeRange& range, const F& f) {
     alignas(kLineBytes) Compute values[kTableBytes / sizeof(Compute)];
     Prepared tables[kBlockTokens];
     const int64_t table_size = 2 * geometry.rotary_dim;
@@ -681,11 +693,223 @@ struct Rotation {
                        range.batch, token, range.k_head_begin, range.k_head_end, tokens);
       q.next = k.heads > 0 ? k.x : q.x + tokens * q.x_strides.token;
       k.next = q.heads > 0 ? q.x + tokens * q.x_strides.token : k.x + tokens * k.x_strides.token;
-      rotate_rows(geometry, q, tables);
-      rotate_rows(geometry, k, tables);
+      f(q, k, tables);
     }
   }
 };
+
+/// The rotation of normalized rows. Each element is multiplied by its row's factor and by its
+/// weight (by ones where q or k has no norm) and then rotated as above, in the same lanes.
+template <class T, Order order, Products products>
+struct NormRotation : Rotation<T, order, products> {
+  static_assert(products != Products::kExact, "a normalized row has no 16-bit factors");
+  using Base = Rotation<T, order, products>;
+  using typename Base::Compute;
+  using typename Base::Element;
+  using typename Base::Prepared;
+  using typename Base::Rows;
+  using typename Base::Table;
+  static constexpr int kLanes = Base::kLanes;
+  static constexpr bool kReads = reads_interleaved(order), kWrites = writes_interleaved(order);
+
+  /// Of q or k: in order, and four values for each pair, step by step in the lanes' order: those of
+  /// x1 and of x2 of a whole step, and of a half one both together, then the other way round.
+  struct Weights {
+    bool norms;
+    Compute in_order[kMaxDim], rotated[2 * kMaxDim];
+  };
+
+  static void prepare_weights(const RopeGeometry& geometry, bool norms, const void* weight,
+                              Weights& weights) {
+    weights.norms = norms;
+    if (norms) {
+      Base::widen(geometry.norm.weight_dtype, weight, geometry.head_dim, false, weights.in_order);
+    }
+    const auto offset = static_cast<Compute>(geometry.norm.weight_offset);
+    for (int64_t i = 0; i < geometry.head_dim; ++i) {
+      weights.in_order[i] = norms ? offset + weights.in_order[i] : Compute{1};
+    }
+    const int64_t pairs = geometry.rotary_dim / 2;
+    Base::for_each_step(pairs, [&](auto step, int64_t first) {
+      arrange_weights(step, weights.in_order + geometry.rotary_offset, first, pairs,
+                      weights.rotated + 4 * first);
+    });
+  }
+
+  template <int N>
+  static ROPE_INLINE void arrange_weights(Whole<N>, const Compute* row, int64_t first,
+                                          int64_t pairs, Compute* weights) {
+    Two<Compute, N> of_x1, of_x2;
+    Base::template take<N>(row, first, pairs, kReads, of_x1, of_x2);
+    Table::template store<N>(weights, Base::as_rotated(of_x1));
+    Table::template store<N>(weights + 2 * N, Base::as_rotated(of_x2));
+  }
+  template <int N>
+  static ROPE_INLINE void arrange_weights(Half<N>, const Compute* row, int64_t first, int64_t pairs,
+                                          Compute* weights) {
+    const auto both = kReads ? deal(Table::template load<N>(row + 2 * first))
+                             : Table::template load<N>(row + first, row + pairs + first);
+    Table::template store<N>(weights, Base::as_rotated(both));
+    Table::template store<N>(weights + 2 * N, Base::as_rotated(Two<Compute, N>{both.b, both.a}));
+  }
+  static ROPE_INLINE void arrange_weights(Single, const Compute* row, int64_t pair, int64_t pairs,
+                                          Compute* weights) {
+    weights[0] = row[kReads ? 2 * pair : pair];
+    weights[1] = row[kReads ? 2 * pair + 1 : pairs + pair];
+  }
+
+  static ROPE_INLINE Compute normalized(Compute x, Compute factor, Compute weight) {
+    const Compute n = x * factor * weight;
+    return products == Products::kInElement ? T::rounded(n) : n;
+  }
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> normalized(Two<Compute, N> x, Compute factor,
+                                                const Compute* weights) {
+    const auto w = Table::template load<N>(weights);
+    const Two<Compute, N> n = {x.a * factor * w.a, x.b * factor * w.b};
+    return products == Products::kInElement ? T::rounded(n) : n;
+  }
+
+  template <int N>
+  static ROPE_INLINE void step(Whole<N>, const Element* x, Element* y, int64_t pairs, int64_t first,
+                               const Compute* table, const Compute* weights, Compute factor) {
+    Two<Compute, N> x1, x2;
+    if constexpr (kReads) {
+      const auto u = Base::to_pairs(T::template load<N>(x + 2 * first));
+      const auto v = Base::to_pairs(T::template load<N>(x + 2 * first + 2 * N));
+      x1 = {u.a, v.a};
+      x2 = {u.b, v.b};
+    } else {
+      x1 = T::template load<N>(x + first);
+      x2 = T::template load<N>(x + pairs + first);
+    }
+    x1 = normalized<N>(x1, factor, weights);
+    x2 = normalized<N>(x2, factor, weights + 2 * N);
+    const auto entries = [&](int place) { return Table::template load<N>(table + place * 2 * N); };
+    const auto y1 = Base::template rotated<T, N>(x1, entries(0), x2, entries(1));
+    const auto y2 = Base::template rotated<T, N>(x2, entries(2), x1, entries(3));
+    if constexpr (kWrites) {
+      T::template store<N>(y + 2 * first, Base::from_pairs(Two<Compute, N>{y1.a, y2.a}));
+      T::template store<N>(y + 2 * first + 2 * N, Base::from_pairs(Two<Compute, N>{y1.b, y2.b}));
+    } else {
+      T::template store<N>(y + first, kReads ? as_loaded<T>(y1) : y1);
+      T::template store<N>(y + pairs + first, kReads ? as_loaded<T>(y2) : y2);
+    }
+  }
+
+  template <int N>
+  static ROPE_INLINE void step(Half<N>, const Element* x, Element* y, int64_t pairs, int64_t first,
+                               const Compute* table, const Compute* weights, Compute factor) {
+    Two<Compute, N> u, partner;
+    if constexpr (kReads) {
+      u = Base::to_pairs(T::template load<N>(x + 2 * first));
+      partner = {u.b, u.a};
+    } else {
+      u = T::template load<N>(x + first, x + pairs + first);
+      partner = T::template load<N>(x + pairs + first, x + first);
+    }
+    u = normalized<N>(u, factor, weights);
+    partner = normalized<N>(partner, factor, weights + 2 * N);
+    auto v = Base::template rotated<T, N>(u, Table::template load<N>(table), partner,
+                                          Table::template load<N>(table + 2 * N));
+    if constexpr (kWrites) {
+      T::template store<N>(y + 2 * first, Base::from_pairs(v));
+    } else {
+      if constexpr (kReads) v = as_loaded<T>(v);
+      T::template store<N>(y + first, y + pairs + first, v);
+    }
+  }
+
+  static ROPE_INLINE void step(Single, const Element* x, Element* y, int64_t pairs, int64_t pair,
+                               const Compute* table, const Compute* weights, Compute factor) {
+    const Compute x1 = normalized(T::read(x + (kReads ? 2 * pair : pair)), factor, weights[0]);
+    const Compute x2 =
+        normalized(T::read(x + (kReads ? 2 * pair + 1 : pairs + pair)), factor, weights[1]);
+    T::write(y + (kWrites ? 2 * pair : pair), Base::rotated(x1, table[0], x2, table[2]));
+    T::write(y + (kWrites ? 2 * pair + 1 : pairs + pair),
+             Base::rotated(x2, table[1], x1, table[3]));
+  }
+
+  /// Columns of a row that are not rotated.
+  static ROPE_INLINE void normalize(const Element* x, Element* y, int64_t begin, int64_t end,
+                                    Compute factor, const Compute* weights) {
+    int64_t i = begin;
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      const auto u = in_order<T>(T::template load<kLanes>(x + i));
+      T::template store<kLanes>(y + i, as_loaded<T>(normalized<kLanes>(u, factor, weights + i)));
+    }
+    for (; i < end; ++i) T::write(y + i, normalized(T::read(x + i), factor, weights[i]));
+  }
+
+  /// Some heads of one token, which may be rotated in place.
+  static void rotate_group(const RopeGeometry& geometry, const Element* x, Element* y,
+                           int64_t x_stride, int64_t y_stride, int64_t heads, const Compute* table,
+                           const Weights& weights) {
+    Compute factors[kGroupHeads];
+    for (Compute& factor : factors) factor = 1;
+    if (weights.norms) {
+      const auto eps = static_cast<Compute>(geometry.norm.eps);
+      RowFactors<T>::compute(x, x_stride, heads, geometry.head_dim, eps, factors);
+    }
+    const int64_t begin = geometry.rotary_offset, pairs = geometry.rotary_dim / 2;
+    for (int64_t head = 0; head < heads; ++head) {
+      const Element* row = x + head * x_stride;
+      Element* const to = y + head * y_stride;
+      const Compute factor = factors[head];
+      normalize(row, to, 0, begin, factor, weights.in_order);
+      normalize(row, to, begin + 2 * pairs, geometry.head_dim, factor, weights.in_order);
+      Element copy[kMaxDim];  // where the order changes in place
+      const Element* from = row + begin;
+      if (kReads != kWrites && row == to) {
+        std::memcpy(copy, from, 2 * pairs * sizeof(Element));
+        from = copy;
+      }
+      Base::for_each_step(pairs, [&](auto of_pairs, int64_t first) {
+        step(of_pairs, from, to + begin, pairs, first, table + 4 * first,
+             weights.rotated + 4 * first, factor);
+      });
+    }
+  }
+
+  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables,
+                          const Weights& weights) {
+    const RowStrides from = rows.x_strides, to = rows.y_strides;
+    for (int64_t token = 0; token < rows.tokens; ++token) {
+      for (int64_t head = 0; head < rows.heads; head += kGroupHeads) {
+        const int64_t left = rows.heads - head;
+        rotate_group(geometry, rows.x + token * from.token + head * from.head,
+                     rows.y + token * to.token + head * to.head, from.head, to.head,
+                     left < kGroupHeads ? left : kGroupHeads, tables[token].values, weights);
+      }
+    }
+  }
+
+  static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
+                     const RopeRange& range) {
+    Weights weights[2];
+    prepare_weights(geometry, geometry.norm.q, pointers.q_weight, weights[0]);
+    prepare_weights(geometry, geometry.norm.k, pointers.k_weight, weights[1]);
+    Base::for_each_block(geometry, pointers, range,
+                         [&](const Rows& q, const Rows& k, const Prepared* tables) {
+                           rotate_rows(geometry, q, tables, weights[0]);
+                           rotate_rows(geometry, k, tables, weights[1]);
+                         });
+  }
+};
+
+template <class T, Products products>
+void norm_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
+                   const RopeRange& range) {
+  switch (geometry.style) {
+    case Style::kHalf:
+      return NormRotation<T, Order::kHalf, products>::rotate(geometry, pointers, range);
+    case Style::kInterleaved:
+      return NormRotation<T, Order::kInterleaved, products>::rotate(geometry, pointers, range);
+    case Style::kDeinterleave:
+      return NormRotation<T, Order::kInterleavedToHalf, products>::rotate(geometry, pointers,
+                                                                          range);
+  }
+}
 
 template <class T, Products products>
 void rotate_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
@@ -707,14 +931,27 @@ void rotate_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
 template <class T>
 void rotate_range_16(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
-  if (geometry.round_each)
-    return rotate_range_of<T, Products::kInElement>(geometry, pointers, range);
+  const bool norms = geometry.norm.q || geometry.norm.k;
+  if (geometry.round_each) {
+    return norms ? norm_range_of<T, Products::kInElement>(geometry, pointers, range)
+                 : rotate_range_of<T, Products::kInElement>(geometry, pointers, range);
+  }
+  if (norms) return norm_range_of<T, Products::kInCompute>(geometry, pointers, range);
   if constexpr (T::kFusedSums || T::kPairwise) {
     if (geometry.cast_tables || geometry.table_dtype == geometry.dtype) {
       return rotate_range_of<T, Products::kExact>(geometry, pointers, range);
     }
   }
   rotate_range_of<T, Products::kInCompute>(geometry, pointers, range);
+}
+
+/// For wider T.
+template <class T>
+void rotate_range_wide(const RopeGeometry& geometry, const RopePointers& pointers,
+                       const RopeRange& range) {
+  const bool norms = geometry.norm.q || geometry.norm.k;
+  norms ? norm_range_of<T, Products::kInCompute>(geometry, pointers, range)
+        : rotate_range_of<T, Products::kInCompute>(geometry, pointers, range);
 }
 
 }  // namespace
@@ -727,9 +964,9 @@ void rotate_range(const RopeGeometry& geometry, const RopePointers& pointers,
     case DType::kBFloat16:
       return rotate_range_16<BFloat16>(geometry, pointers, range);
     case DType::kFloat32:
-      return rotate_range_of<Float32, Products::kInCompute>(geometry, pointers, range);
+      return rotate_range_wide<Float32>(geometry, pointers, range);
     case DType::kFloat64:
-      return rotate_range_of<Float64, Products::kInCompute>(geometry, pointers, range);
+      return rotate_range_wide<Float64>(geometry, pointers, range);
   }
 }
 

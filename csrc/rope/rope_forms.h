@@ -42,6 +42,17 @@ inline at::Tensor empty_as(const at::Tensor& tensor) {
   return tensor.defined() ? at::empty(tensor.sizes(), tensor.options()) : at::Tensor();
 }
 
+/// Without weights.
+inline RopePointers pointers_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                                const at::Tensor& sin, const at::Tensor& q_out,
+                                const at::Tensor& k_out) {
+  const auto read = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
+  const auto write = [](const at::Tensor& t) {
+    return t.defined() ? t.mutable_data_ptr() : nullptr;
+  };
+  return {read(q), read(k), read(cos), read(sin), write(q_out), write(k_out), nullptr, nullptr};
+}
+
 /// Rotates checked tensors by `launch(geometry, q, k, cos, sin, q_out, k_out)`, which gets dense
 /// rows, of which there is at least one. Rows that are not dense are the one case that costs
 /// copies.
@@ -118,9 +129,7 @@ struct RopeForms {
   static void launch_pointers(const RopeGeometry& geometry, const Tensor& q, const Tensor& k,
                               const Tensor& cos, const Tensor& sin, const Tensor& q_out,
                               const Tensor& k_out) {
-    const auto read = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
-    const auto write = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-    launch(geometry, {read(q), read(k), read(cos), read(sin), write(q_out), write(k_out)});
+    launch(geometry, pointers_of(q, k, cos, sin, q_out, k_out));
   }
 };
 

@@ -29,6 +29,15 @@ struct TableStrides {
   int64_t batch, token;
 };
 
+/// RMSNorm of q's and of k's rows before they are rotated, over all of head_dim:
+///
+///   x * (1 / sqrt(mean(x * x) + eps)) * (weight_offset + weight)
+struct RopeNorm {
+  bool q, k;  // which of them have it
+  DType weight_dtype;
+  double eps, weight_offset;
+};
+
 /// One rotation of q [batch, tokens, q_heads, head_dim] and k [batch, tokens, k_heads, head_dim].
 /// Whatever the layout was called, it is only strides here. Any of batch, tokens, q_heads and
 /// k_heads may be 0; batch and tokens are folded into one axis where the strides allow.
@@ -46,6 +55,7 @@ struct RopeGeometry {
   bool q_in_place, k_in_place;  // output and input are the same memory: what is not rotated stays
   RowStrides q, k, q_out, k_out;
   TableStrides cos, sin;
+  RopeNorm norm;
 };
 
 /// First elements, in the order of the operator's arguments.
@@ -56,6 +66,8 @@ struct RopePointers {
   const void* sin;
   void* q_out;
   void* k_out;
+  const void* q_weight;  // where the geometry has norms
+  const void* k_weight;
 };
 
 }  // namespace npu_rope

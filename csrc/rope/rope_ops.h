@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -22,6 +23,15 @@ struct RopeKernels {
   using Out = void(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                    const RopeOptions& options, const Tensor& q_out, const Tensor& k_out);
 };
+
+inline const at::Tensor& or_undefined(const std::optional<at::Tensor>& tensor) {
+  static const at::Tensor undefined;
+  return tensor ? *tensor : undefined;
+}
+
+inline std::optional<at::Tensor> or_none(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
 
 /// The same forms as the dispatcher calls them: each option, in the schema's order, an argument.
 template <class... Option>
@@ -49,12 +59,6 @@ struct RopeSchemas {
     kernel(or_undefined(q), or_undefined(k), cos, sin, {option...}, or_undefined(q_out),
            or_undefined(k_out));
   }
-
- private:
-  static const Tensor& or_undefined(Maybe tensor) {
-    static const Tensor undefined;
-    return tensor ? *tensor : undefined;
-  }
 };
 
 using RopeSchema = RopeSchemas<std::optional<c10::string_view>, std::optional<int64_t>, int64_t,
@@ -67,6 +71,11 @@ void register_rope(torch::Library& library) {
   library.impl("apply_", RopeSchema::inplace<Forms::apply_>);
   library.impl("apply.out", RopeSchema::out<Forms::apply_out>);
   library.impl("apply_backward", RopeSchema::functional<Forms::apply_backward>);
+}
+
+template <class Form>
+c10::TypedOperatorHandle<Form> find_form(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Form>();
 }
 
 /// Each form called through the dispatcher.

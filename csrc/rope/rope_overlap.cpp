@@ -177,4 +177,16 @@ void check_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& c
   }
 }
 
+void check_norm_overlap(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
+                        const at::Tensor& sin, const NormOptions& norm, const at::Tensor& q_out,
+                        const at::Tensor& k_out) {
+  check_overlap(q, k, cos, sin, q_out, k_out);
+  const Operand q_to(q_out, "what is written for q"), k_to(k_out, "what is written for k");
+  for (const Operand& weight :
+       {Operand(norm.q_weight, "q_weight"), Operand(norm.k_weight, "k_weight")}) {
+    check_apart(weight, q_to);
+    check_apart(weight, k_to);
+  }
+}
+
 }  // namespace npu_rope

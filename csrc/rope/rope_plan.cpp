@@ -32,6 +32,7 @@ void check(const RopeGeometry& g, const Chip& chip) {
   if (g.dtype == DType::kFloat64 || g.table_dtype == DType::kFloat64) {
     refuse("float64 is for the CPU alone, the NPU rotates float16, bfloat16 and float32");
   }
+  if (g.norm.q || g.norm.k) refuse("norm_apply is not there yet on the NPU");
   if (g.batch < 0 || g.tokens < 0 || g.q_heads < 0 || g.k_heads < 0) {
     refuse("expected no negative size, got batch " + std::to_string(g.batch) + ", tokens " +
            std::to_string(g.tokens) + ", heads " + std::to_string(g.q_heads) + " and " +

@@ -1,7 +1,7 @@
 """Rotary position embedding for Ascend NPUs as one fused PyTorch operator.
 
 Importing this registers ``torch.ops.npu_rope.apply``, ``apply_``, ``apply.out`` and
-``apply_backward``.
+``apply_backward``, and ``norm_apply``, ``norm_apply_`` and ``norm_apply.out``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ __all__ = [
     "apply_",
     "apply_backward",
     "apply_out",
+    "norm_apply",
+    "norm_apply_",
+    "norm_apply_out",
     "reference",
     "simulator",
 ]
@@ -44,6 +47,9 @@ def _load() -> None:
         apply_=ops.apply_,
         apply_out=ops.apply_out,
         apply_backward=ops.apply_backward,
+        norm_apply=ops.norm_apply,
+        norm_apply_=ops.norm_apply_,
+        norm_apply_out=ops.norm_apply_out,
         reference=reference,
         simulator=simulator,
     )

@@ -227,3 +227,154 @@ def apply_backward(
     except RuntimeError as error:
         raise _explained(error, grad_q=grad_q, grad_k=grad_k, cos=cos, sin=sin) from None
     return out
+
+
+def norm_apply(
+    q: Q,
+    k: K,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> tuple[Q, K]:
+    r"""RMSNorm of every head of q and k, and the rotary embedding of the result, in one launch.
+
+    Every row x, which is one head of one token, is first multiplied by its factor and by the
+    weights,
+
+    .. math::
+        x \cdot \frac{1}{\sqrt{\operatorname{mean}(x^2) + \epsilon}}
+        \cdot (\text{weight\_offset} + \text{weight}),
+
+    over all of head_dim, what is not rotated too, and then rotated as :func:`apply` does: all of it
+    in float32, each operation rounded by itself, with one rounding to q's dtype at the end.
+    Squares are added pairwise: neighbours first, then neighbouring sums, and so on.
+
+    Args:
+        q, k, cos, sin: as for :func:`apply`, and so are the options below weight_offset; with
+            round_each, what is normalized is rounded to q's dtype before it is rotated.
+        q_weight: the weights of q's norm, ``[head_dim]``, the same for all heads; float16, bfloat16
+            or float32 whatever q is. None where q has no norm: it is only rotated.
+        k_weight: the same for k, in q_weight's dtype.
+        eps: at least 0. With 0 a row of zeros becomes NaN.
+        weight_offset: added to the weights: 1.0 where a model multiplies by (1 + weight), as Gemma
+            does.
+
+    Returns:
+        As :func:`apply`.
+
+    Raises:
+        ValueError, TypeError: as :func:`apply`.
+
+    Differentiable in q, k, the weights, cos and sin, any number of times, in backward mode; under
+    torch.func.grad too, not under vmap. The definition is that of Zhang and Sennrich, Root Mean
+    Square Layer Normalization (arXiv 1910.07467), a head at a time as in Qwen3 and Gemma-3.
+    docs/norm.md says how it compares with what models compute.
+
+    Example::
+
+        >>> q, k = torch.randn(5, 64, 128).bfloat16(), torch.randn(5, 8, 128).bfloat16()
+        >>> q_weight, k_weight = torch.rand(128).bfloat16(), torch.rand(128).bfloat16()
+        >>> angles = torch.outer(torch.arange(5.0), 1e6 ** -(torch.arange(64) / 64))
+        >>> q, k = npu_rope.norm_apply(
+        ...     q, k, q_weight, k_weight, angles.cos(), angles.sin(), eps=1e-6, rotary_dim=128
+        ... )
+    """
+    options = _given(
+        layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables, round_each
+    )
+    options["eps"] = eps
+    if weight_offset != 0:
+        options["weight_offset"] = weight_offset
+    tensors = q, k, q_weight, k_weight, cos, sin
+    try:
+        out: tuple[Q, K] = _ops.norm_apply(*tensors, **options)
+    except RuntimeError as error:
+        named = zip(("q", "k", "q_weight", "k_weight", "cos", "sin"), tensors, strict=True)
+        raise _explained(error, **dict(named)) from None
+    return out
+
+
+def norm_apply_(
+    q: Tensor | None,
+    k: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> None:
+    """:func:`norm_apply`, written over q and k. Allocates nothing.
+
+    What has a norm is written whole. Overlaps as for :func:`apply_`. Raises where grad mode is on
+    and an input requires grad.
+    """
+    options = _given(
+        layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables, round_each
+    )
+    options["eps"] = eps
+    if weight_offset != 0:
+        options["weight_offset"] = weight_offset
+    tensors = q, k, q_weight, k_weight, cos, sin
+    try:
+        _ops.norm_apply_(*tensors, **options)
+    except RuntimeError as error:
+        named = zip(("q", "k", "q_weight", "k_weight", "cos", "sin"), tensors, strict=True)
+        raise _explained(error, **dict(named)) from None
+
+
+def norm_apply_out(
+    q: Tensor | None,
+    k: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+    q_out: Tensor | None,
+    k_out: Tensor | None,
+) -> None:
+    """:func:`norm_apply`, written to q_out and k_out, which are as for :func:`apply_out`.
+
+    This is ``torch.ops.npu_rope.norm_apply.out``.
+    """
+    options = _given(
+        layout, rotary_dim, rotary_offset, interleaved, deinterleave, cast_tables, round_each
+    )
+    options["eps"] = eps
+    if weight_offset != 0:
+        options["weight_offset"] = weight_offset
+    tensors = q, k, q_weight, k_weight, cos, sin
+    try:
+        _ops.norm_apply.out(*tensors, **options, q_out=q_out, k_out=k_out)
+    except RuntimeError as error:
+        named = zip(("q", "k", "q_weight", "k_weight", "cos", "sin"), tensors, strict=True)
+        raise _explained(error, **dict(named)) from None

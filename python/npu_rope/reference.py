@@ -6,6 +6,8 @@ roundings are those of the definition.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,3 +117,47 @@ def apply(
         )
 
     return rotate(q), rotate(k)
+
+
+def _sum_pairwise(values: Tensor) -> Tensor:
+    """The sum over the last axis, kept: neighbours first, then neighbouring sums, and so on."""
+    while values.shape[-1] > 1:
+        if values.shape[-1] % 2:
+            values = torch.nn.functional.pad(values, (0, 1))
+        values = values[..., ::2] + values[..., 1::2]
+    return values
+
+
+def rms_norm(rows: Tensor, weight: Tensor, eps: float, weight_offset: float = 0.0) -> Tensor:
+    """The rows as norm_apply rotates them: in float32 (float64 for float64), not rounded back."""
+    compute = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    x = rows.to(compute)
+    mean = _sum_pairwise(x * x) * (1 / x.shape[-1])
+    # torch's square root may be off by the last bit; of float64 rounded to float32 it is not.
+    root = (mean + eps).double().sqrt().to(compute)
+    return x * (1 / root) * (weight_offset + weight.to(compute))
+
+
+def norm_apply(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    **options: Any,  # noqa: ANN401  as of apply
+) -> tuple[Tensor, Tensor]:
+    """What :func:`npu_rope.norm_apply` computes."""
+    if options.get("cast_tables", True):
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+
+    def norm_and_rotate(rows: Tensor, weight: Tensor | None) -> Tensor:
+        normed = rows if weight is None else rms_norm(rows, weight, eps, weight_offset)
+        if options.get("round_each"):
+            normed = normed.to(rows.dtype)
+        return apply(normed, normed, cos, sin, **options)[0].to(rows.dtype)
+
+    return norm_and_rotate(q, q_weight), norm_and_rotate(k, k_weight)
