@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("keep_bits", (False,))
+@pytest.mark.parametrize("keep_bits", (True, False))
 @pytest.mark.parametrize("name", CASES)
 def test_one_launch_gives_the_bits_of_the_cpu(name: str, keep_bits: bool) -> None:
     function, shape, table = CASES[name]

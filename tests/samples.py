@@ -129,6 +129,7 @@ def samples() -> Iterator[Sample]:
         for dtype in DTYPES:
             yield Sample(style=style, dtype=dtype)
         yield Sample(style=style, half_tables=True, cast_tables=False)
+        yield Sample(style=style, dtype=torch.float16, round_each=True)
         yield Sample(style=style, head_dim=72, rotary_dim=36, rotary_offset=12, rows="packed")
     for layout in LAYOUTS[1:]:
         yield Sample(layout=layout, batch=2, table_rank=3)
@@ -178,6 +179,7 @@ def any_sample(draw: st.DrawFn, rows: tuple[str, ...] | None = None) -> Sample:
         table_dtype=draw(st.sampled_from(tables)),
         half_tables=draw(st.booleans()),
         cast_tables=draw(st.booleans()),
+        round_each=draw(st.booleans()),
         rows=draw(st.sampled_from(kinds)),
         table_rank=draw(st.sampled_from([2, 3, 4] if rank == 4 else [2, 3])),
         broadcast=draw(st.sampled_from(["", "B", "S", "BS"])),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import operator
 from collections.abc import Callable
@@ -11,8 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from npu_rope import simulator
 
 from . import forms
 from .forms import Call, Form, Spec
@@ -145,18 +142,6 @@ def form_of(
     return found if isinstance(found, Form) else None
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
-def _npu_kernel_rounds_each() -> bool:
-    """Whether this build's Ascend C kernel has the option; asked of it on a simulated core."""
-    rows = torch.zeros(1, 1, 2, dtype=torch.bfloat16, device="cpu")
-    try:
-        simulator.apply(rows, rows, rows[0], rows[0], round_each=True)
-    except (NotImplementedError, ValueError):
-        return False
-    return True
-
-
 def rotate(
     index: int, unsqueeze_dim: int, q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor
 ) -> Any:  # noqa: ANN401
@@ -167,8 +152,6 @@ def rotate(
     numbers = operator.index(index), operator.index(unsqueeze_dim)
     form = form_of(*numbers, _spec(q), key, _spec(cos), _spec(sin))
     if form is None or not forms.fits(form, q, k, cos, sin):
-        return None
-    if form.round_each and q.device.type == "npu" and not _npu_kernel_rounds_each():
         return None
     if torch.is_grad_enabled():
         if cos.requires_grad or sin.requires_grad:
