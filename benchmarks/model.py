@@ -128,7 +128,8 @@ class Cache:
         lines = {name: size for name, size in reads.items() if name not in past} | {**writes}
         size = sum(lines.values())
         found = {name for tensors, _ in self.held for name in tensors}
-        if size > self.capacity:  # its own lines push out what it has yet to read
+        there = sum(reads[name] for name in past if name in found)
+        if size + there > self.capacity:  # its own lines push out what it has yet to read
             found = set()
         hbm = sum(size for name, size in reads.items() if name not in found)
         kept_dirty = sum(  # was dirty before and is only read now

@@ -104,6 +104,8 @@ def test_a_launch_finds_what_the_one_before_wrote() -> None:
     # A launch that touches more than L2 holds finds nothing, though its input lay there.
     warm = Cache(SOC, {"x": 0.7 * size})
     assert warm.run({"x": 0.7 * size}, {"y": 0.7 * size}).hbm == 0.7 * size
+    warm = Cache(SOC, {"x": 0.7 * size})
+    assert warm.run({"x": 0.7 * size}, {"y": 0.7 * size}, past=["x"]).hbm == 0.7 * size
     assert Cache(SOC, {"x": 0.4 * size}).run({"x": 0.4 * size}, {"y": 0.4 * size}).hbm == 0
 
 
