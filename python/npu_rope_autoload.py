@@ -52,9 +52,9 @@ class Finder(MetaPathFinder):
         if name not in WATCHED:
             return None
         finders = [*sys.meta_path]
-        if self not in finders:
-            return None
-        for finder in finders[finders.index(self) + 1 :]:
+        places = [i for i, finder in enumerate(finders) if finder is self]
+        # Behind the last of them: each is asked once, even where one stands there twice.
+        for finder in finders[places[-1] + 1 :] if places else []:
             if hasattr(finder, "find_spec"):
                 spec = finder.find_spec(name, path, target)
                 if spec is not None:

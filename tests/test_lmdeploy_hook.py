@@ -186,7 +186,8 @@ first = npu_rope_autoload._FINDER
 importlib.reload(npu_rope_autoload).install()
 ours = lambda: [finder for finder in sys.meta_path if hasattr(finder, "is_npu_rope_s")]
 assert ours() == [first] and copy.installed() and npu_rope_autoload.installed()
-sys.meta_path[:0] = [copy._FINDER, npu_rope_autoload._FINDER]  # as if both had not looked
+# As if none of them had looked; and one twice, as a copied meta_path makes it.
+sys.meta_path[:0] = [first, copy._FINDER, npu_rope_autoload._FINDER]
 assert not hasattr(layer().forward.__wrapped__, "__wrapped__"), "wrapped once"
 npu_rope_autoload.uninstall()
 assert ours() == []
