@@ -49,9 +49,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([line(keys), line(["-" * width for width in widths]), *map(line, cells)])
 
 
-def save(name: str, note: str, rows: Sequence[Row]) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def save(name: str, note: str, rows: Sequence[Row], folder: Path = RESULTS) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_text(f'{{"note": {json.dumps(note)},\n "rows": [\n  {lines}\n]}}\n')
     return path

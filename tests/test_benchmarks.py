@@ -205,8 +205,7 @@ def test_a_counted_launch_has_its_count() -> None:
 
 @pytest.mark.skipif(bool(scalar.missing()), reason=f"not here: {', '.join(scalar.missing())}")
 def test_scalar_counts_hold() -> None:
-    """What the model goes by is what the kernel of today executes, within a tenth; and what the
-    stub marks is what the simulator records."""
+    """What the model goes by is what the kernel of today executes, within a tenth."""
     names = ["Qwen2.5-72B, 1", "Qwen2.5-72B, 64", "Qwen2.5-72B, 4096", "Command-R+, 4096",
              "GLM-4-9B, 4096", "DeepSeek-V2/V3, 4096", "Qwen3-VL vision, 4096"]  # fmt: skip
     geometries = [scalar.geometry(shapes.make(shapes.find(name))) for name in names]
@@ -214,10 +213,6 @@ def test_scalar_counts_hold() -> None:
         own = scalar_cost.key(geometry, SOC)
         row = next(row for row in scalar_cost.counted() if row["key"] == own)
         assert got["instructions"] == pytest.approx(row["instructions"], rel=0.1), name
-    core = trace_of(shapes.find(names[1])).cores[0]
-    row = next(row for row in scalar_cost.counted() if row["case"] == names[1])
-    assert row["moves"] == core.counters.loads + core.counters.stores
-    assert row["vector"] == sum(event.pipe == VECTOR for event in core.events)
 
 
 @pytest.mark.parametrize("name", ["Qwen3-32B, 1", "GLM-4-9B, 33", "DeepSeek-V2/V3, 2"])
