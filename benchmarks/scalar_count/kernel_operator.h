@@ -1,9 +1,9 @@
 // Ascend C as far as the scalar unit sees it, for counting: the scalar work of CANN's own inline
 // functions in a release build (strides packed into a configuration word, masks, addresses, event
 // bookkeeping), and one marked nop for each instruction that the scalar unit hands to a pipe or
-// writes to a special register. Nothing is computed. All functions are
-// inline as CANN's are: a compiler weighs that, by a fifth of the counts. Follows the headers of CANN 8.1 and 9.1 for
-// arch 2201; what the simulator's headers do not know is not here either.
+// writes to a special register. Nothing is computed. Functions are declared inline as CANN's are,
+// which a compiler weighs: without it counts are up to a fifth higher. Follows the headers of CANN
+// 8.1 and 9.1 for arch 2201; what the simulator's headers do not know is not here either.
 #pragma once
 
 #include <cstdint>
