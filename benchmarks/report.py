@@ -49,7 +49,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([line(keys), line(["-" * width for width in widths]), *map(line, cells)])
 
 
-def save(name: str, note: str, rows: Sequence[Row], folder: Path = RESULTS) -> Path:
+def save(name: str, note: str, rows: Sequence[Row], folder: Path | None = None) -> Path:
+    folder = folder or RESULTS
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)

@@ -202,7 +202,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             suite = bench_cannbench.cases()
             names = [f"CANN-Bench {case.name}" for case in suite]
             rows += rows_of(names, [suite_geometry(case) for case in suite], bench_cannbench.SOC)
-        name, folder = "scalar", report.RESULTS
+        name, folder = "scalar", None
     shown = [{key: value for key, value in row.items() if key != "key"} for row in rows]
     print(f"{note}\n{report.table(shown)}")
     if not args.cases:
