@@ -332,6 +332,16 @@ void bind_layer(py::module_& module) {
 }  // namespace npu_rope
 
 PYBIND11_MODULE(_C, module) {
+  // As the dispatcher raises them. Not every torch translates them for a module of pybind11.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::ValueError& refused) {
+      PyErr_SetString(PyExc_ValueError, refused.what_without_backtrace());
+    } catch (const c10::TypeError& refused) {
+      PyErr_SetString(PyExc_TypeError, refused.what_without_backtrace());
+    }
+  });
   module.attr("built_for_torch") = TORCH_VERSION;
   npu_rope::bind_plan(module);
   npu_rope::bind_simulator(module);
