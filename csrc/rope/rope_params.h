@@ -105,8 +105,9 @@ struct RopeLayout {
 struct RopeChunks {
   uint64_t mask;  // lanes of the others
   int32_t full, count;
-  uint16_t columns[2 * 1024 / kRepeatFloats];
+  uint16_t columns[32];  // a number: CANN 8 copies this text to where our constants are not
 };
+static_assert(sizeof RopeChunks::columns / sizeof(uint16_t) == 2 * 1024 / kRepeatFloats);
 
 struct RopeParams {
   RopeTensor tensors[2];  // q, k
