@@ -162,7 +162,7 @@ def _simulate() -> Iterator[Line]:
 def _lmdeploy() -> Iterator[Line]:
     try:
         from npu_rope import lmdeploy
-    except ImportError as error:
+    except Exception as error:  # of torch too, which raises what it likes
         why = f"npu_rope does not load in it: {_first_line(error)}"
         yield "no", "LMDeploy", f"its rotary layer stays its own, since {why}"
         return

@@ -98,6 +98,8 @@ def failure(on: bool, queue: str, file: Path) -> str:
         if on:
             drop_in.enable()
         torch.npu.synchronize()
+        # On one processor the queue's thread does not run beside the call that fills the queue.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         with fault(LAUNCH, LOST_HEARTBEAT, times=1):
             try:
                 torch.ops.npu_rope.apply(*call)
@@ -108,11 +110,11 @@ def failure(on: bool, queue: str, file: Path) -> str:
         assert drop_in.is_active() == on and not drop_in.patch.state.problem
         assert not drop_in.patch.counts["layer"].left
 
-    for _ in range(20):
+    for _ in range(100):
         run()
         if raised := file.read_text():
             return raised
-    raise AssertionError("the failing kernel's own call raised, 20 times")
+    raise AssertionError("the failing kernel's own call raised, 100 times")
 
 
 @pytest.mark.parametrize("queue", ["1", "2"])
