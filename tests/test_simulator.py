@@ -204,6 +204,24 @@ REFUSALS = {
     "destination overlaps a source in part": r"Mul: dst at UB 0x20 overlaps src0 at UB 0x0 in part",
     "widening Cast in place": r"Cast: dst at UB 0x0 overlaps src at UB 0x0 in part",
     "a repeat reads what an earlier one wrote": r"Adds: src of repeat 1 overlaps dst of an earlier",
+    "BlockReduceSum repeat 256": r"BlockReduceSum: repeatTime is 256, expected 1 to 255",
+    "BlockReduceSum mask 65": r"BlockReduceSum: mask is 65, expected 1 to 64",
+    "BlockReduceSum mask -1": r"BlockReduceSum: mask is -1, expected 1 to 64",
+    "BlockReduceSum destination stride 65536": r"dstRepStride is 65536, expected 0 to 65535",
+    "BlockReduceSum source stride 65536": r"srcRepStride is 65536, expected 0 to 65535",
+    "BlockReduceSum in place": r"BlockReduceSum: dst overlaps src at UB 0x0: expected no block",
+    "BlockReduceSum to a misaligned address": r"BlockReduceSum: dst starts at UB address 0x204 ",
+    "PairReduceSum of unwritten UB": r"PairReduceSum: src reads UB byte 256 .* never written",
+    "PairReduceSum block stride -1": r"PairReduceSum: srcBlkStride is -1, expected 0 to 65535",
+    "PairReduceSum into its source": r"PairReduceSum: dst overlaps src at UB 0x80: expected no",
+    "Brcb repeat 256": r"Brcb: repeatTime is 256, expected 1 to 255",
+    "Brcb into its source": r"Brcb: dst overlaps src at UB 0x0: expected no block in common",
+    "Brcb block stride 0": r"Brcb: dst block stride is 0, expected at least 1",
+    "Brcb from a misaligned address": r"Brcb: src starts at UB address 0x10 .* multiple of 32",
+    "Brcb of unwritten UB": r"Brcb: src reads UB byte 256 .* never written",
+    "Brcb in counter mode": r"Brcb: is simulated without counter mode, expected SetMaskNorm\(\)",
+    "Sqrt repeat stride 256": r"Sqrt: srcRepStride is 256, expected 0 to 255",
+    "Div that accumulates": r"Div: src1 of repeat 1 overlaps dst of an earlier repeat",
     "TransDataTo5HD misaligned": r"TransDataTo5HD: src starts at UB address 0x10 .* multiple of 32",
     "mask as a number in counter mode": r"Mul: mask 64 was given as a number in counter mode",
     "counter mode left on": r"core 0: the kernel ended in counter mode: expected SetMaskNorm",
@@ -328,6 +346,12 @@ COMPILE_REFUSALS = {
     "Mul of bfloat16_t": "LocalTensor<bfloat16_t> a; Mul(a, a, a, 16);",
     "Add of bfloat16_t with a mask": "LocalTensor<bfloat16_t> a; Add(a, a, a, 16, 1, {});",
     "Muls of bfloat16_t": "LocalTensor<bfloat16_t> a; Muls(a, a, bfloat16_t(2), 16);",
+    "Div of bfloat16_t": "LocalTensor<bfloat16_t> a; Div(a, a, a, 16);",
+    "Sqrt of int32_t": "LocalTensor<int32_t> a; Sqrt(a, a, 8);",
+    "BlockReduceSum of bfloat16_t": "LocalTensor<bfloat16_t> a;"
+    "BlockReduceSum(a, a, 1, 128, 1, 1, 8);",
+    "PairReduceSum of int32_t": "LocalTensor<int32_t> a; PairReduceSum(a, a, 1, 64, 1, 1, 8);",
+    "Brcb of int64_t": "LocalTensor<int64_t> a; Brcb(a, a, 1, {1, 8});",
     "And of int32_t": "LocalTensor<int32_t> a; And(a, a, a, 8);",
     "Not of half": "LocalTensor<half> a; Not(a, a, 16);",
     "ShiftLeft of float": "LocalTensor<float> a; ShiftLeft(a, a, 1.0f, 8);",
@@ -471,14 +495,16 @@ def test_events(simulator: Simulator) -> None:
 
 # ---------------------------------------------------------------------------- vector instructions
 
-APIS = ["Add", "Sub", "Mul", "And", "Or", "Adds", "Muls", "ShiftLeft", "ShiftRight", "Not", "Copy",
-        "Duplicate", "TransDataTo5HD", "Cast"]  # fmt: skip
+APIS = ["Add", "Sub", "Mul", "Div", "And", "Or", "Adds", "Muls", "Sqrt", "ShiftLeft", "ShiftRight",
+        "Not", "Copy", "Duplicate", "BlockReduceSum", "PairReduceSum", "Brcb", "TransDataTo5HD",
+        "Cast"]  # fmt: skip
 DTYPES = [np.float16, None, np.float32, np.int16, np.uint16, np.int32, np.uint32]
 FORMS = ["count", "mask", "bits", "counter"]
 BINARY = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
+    "Div": np.divide,
     "And": np.bitwise_and,
     "Or": np.bitwise_or,
 }
@@ -558,10 +584,12 @@ INSTRUCTIONS = {
     "Add": (0, 2),
     "Sub": (0, 2),
     "Mul": (0, 2),
+    "Div": (0, 2),
     "And": (3, 4),
     "Or": (3, 4),
     "Adds": (0, 2),
     "Muls": (0, 2),
+    "Sqrt": (0, 2),
     "ShiftLeft": (3, 4, 6),
     "ShiftRight": (3, 5, 6),
     "Not": (3, 4),
@@ -598,6 +626,9 @@ def test_instruction(
         result = BINARY[api](x0, x1)
     elif api in ("Adds", "Muls"):
         result = BINARY[api[:-1]](x0, kind.type(3))
+    elif api == "Sqrt":
+        images[1] = np.abs(images[1])
+        result = np.sqrt(np.abs(x0))
     elif api == "ShiftLeft":
         result = x0 << kind.type(3)
     elif api == "ShiftRight":
@@ -613,6 +644,73 @@ def test_instruction(
     y, counted = run_instruction(simulator, params, images)
     assert np.array_equal(y.view(np.uint8), expected.view(np.uint8))
     assert counted["api"] == api and counted["elements"] == len(lanes)
+
+
+def pairwise(values: np.ndarray) -> np.ndarray:
+    """Sums over the last axis, neighbours first."""
+    while values.shape[-1] > 1:
+        values = values[..., 0::2] + values[..., 1::2]
+    return values[..., 0]
+
+
+@pytest.mark.parametrize("form, case", [c for c in FORM_CASES if c[0] != "count"])
+@pytest.mark.parametrize("api, group", [("BlockReduceSum", 8), ("PairReduceSum", 2)])
+def test_reductions(
+    simulator: Simulator, api: str, group: int, form: str, case: dict[str, Any]
+) -> None:
+    """The order of additions, and which results a mask leaves as they were."""
+    params = form_params(form, case)
+    params.api, params.dtype = APIS.index(api), 2
+    params.repeat_strides[0] = step = 3  # of the destination, in results of a full repeat
+    rng = np.random.default_rng(7)
+    images = [(rng.normal(size=2048) * 10.0 ** rng.integers(-4, 4, 2048)).astype(np.float32)
+              for _ in range(3)]  # fmt: skip
+    lanes = active_lanes(params, 4)
+    taken = np.zeros((1 + max(r for r, _ in lanes), 64), np.float32)
+    active = np.zeros(taken.shape, bool)
+    for (r, lane), at in zip(lanes, positions(params, 1, lanes, 4, 4), strict=True):
+        taken[r, lane], active[r, lane] = images[1][at], True
+    sums = pairwise(taken.reshape(len(taken), -1, group))
+    written = active.reshape(len(taken), -1, group).any(-1)
+    expected = images[0].copy()
+    for r, (row, kept) in enumerate(zip(sums, written, strict=True)):
+        at = r * step * (64 // group) + np.arange(64 // group)
+        expected[at[kept]] = row[kept]
+    y, counted = run_instruction(simulator, params, images)
+    assert np.array_equal(y, expected)
+    assert counted["api"] == api and counted["repeats"] == len(taken)
+
+
+@pytest.mark.parametrize("dtype", [2, 5, 6])
+@pytest.mark.parametrize("repeats, block, step", [(1, 1, 0), (3, 1, 8), (2, 2, 16), (2, 3, 1)])
+def test_broadcast_to_blocks(
+    simulator: Simulator, dtype: int, repeats: int, block: int, step: int
+) -> None:
+    params = InstructionParams()
+    params.api, params.dtype, params.repeats = APIS.index("Brcb"), dtype, repeats
+    params.block_strides[0], params.repeat_strides[0] = block, step
+    kind = np.dtype(DTYPES[dtype])
+    rng = np.random.default_rng(4)
+    images = [rng.integers(0, 256, 8192, np.uint8).view(kind) for _ in range(3)]
+    expected = images[0].copy()
+    for i in range(8 * repeats):
+        expected[8 * (i // 8 * step + i % 8 * block) :][:8] = images[1][i]
+    y, counted = run_instruction(simulator, params, images)
+    assert np.array_equal(y.view(np.uint8), expected.view(np.uint8))
+    assert counted["api"] == "Brcb" and counted["repeats"] == repeats
+
+
+def test_special_roots_and_quotients(simulator: Simulator) -> None:
+    """What CANN's tables of special values say, which is IEEE 754."""
+    values = [0.0, -0.0, np.inf, -np.inf, np.nan, -1.0, 3.4028235e38, 1e-45]
+    x = np.resize(np.array(values, np.float32), 64)
+    with np.errstate(all="ignore"):
+        for api, expected in (("Sqrt", np.sqrt(x)), ("Div", np.float32(1) / x)):
+            params = form_params("count", dict(count=64))
+            params.api, params.dtype = APIS.index(api), 2
+            sources = (np.ones_like(x), x) if api == "Div" else (x, x)
+            y, _ = run_instruction(simulator, params, [np.zeros_like(x), *sources])
+            assert_same_bits(y.view(np.uint32), expected.view(np.uint32), np.isnan(expected))
 
 
 def test_accumulation_over_repeats(simulator: Simulator) -> None:
@@ -954,9 +1052,9 @@ def official_signatures(request: pytest.FixtureRequest) -> dict[str, set[Signatu
         sources = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py")]
     # Some docstrings are written once for several functions.
     families = {
-        "set_binary_docstring": ["Add", "Sub", "Mul", "And", "Or"],
+        "set_binary_docstring": ["Add", "Sub", "Mul", "Div", "And", "Or"],
         "set_binary_scalar_docstring": ["Adds", "Muls", "ShiftLeft", "ShiftRight"],
-        "set_unary_docstring": ["Not"],
+        "set_unary_docstring": ["Not", "Sqrt"],
     }
     text = "\n".join(sources)
     for function, names in families.items():

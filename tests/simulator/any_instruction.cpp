@@ -11,15 +11,20 @@ enum Api {
   kAdd,
   kSub,
   kMul,
+  kDiv,
   kAnd,
   kOr,
   kAdds,
   kMuls,
+  kSqrt,
   kShiftLeft,
   kShiftRight,
   kNot,
   kCopy,
   kDuplicate,
+  kBlockReduceSum,
+  kPairReduceSum,
+  kBrcb,
   kTranspose,
   kCast
 };
@@ -89,12 +94,33 @@ void Execute(const Operands<T>& o, const InstructionParams& p) {
     } else if (p.api == kMul) {
       IN_FORM(Mul(o.y, o.x0, o.x1, p.count),
               (Mul<T, kSet>(o.y, o.x0, o.x1, mask, p.repeats, Binary(p))))
+    } else if (p.api == kDiv) {
+      IN_FORM(Div(o.y, o.x0, o.x1, p.count),
+              (Div<T, kSet>(o.y, o.x0, o.x1, mask, p.repeats, Binary(p))))
+    } else if (p.api == kSqrt) {
+      IN_FORM(Sqrt(o.y, o.x0, p.count), (Sqrt<T, kSet>(o.y, o.x0, mask, p.repeats, Unary(p))))
     } else if (p.api == kAdds) {
       IN_FORM(Adds(o.y, o.x0, scalar, p.count),
               (Adds<T, kSet>(o.y, o.x0, scalar, mask, p.repeats, Unary(p))))
     } else if (p.api == kMuls) {
       IN_FORM(Muls(o.y, o.x0, scalar, p.count),
               (Muls<T, kSet>(o.y, o.x0, scalar, mask, p.repeats, Unary(p))))
+    }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (p.api == kBlockReduceSum) {
+      IN_FORM(ASSERT(false),
+              (BlockReduceSum<T, kSet>(o.y, o.x0, p.repeats, mask, p.repeat_strides[0],
+                                       p.block_strides[1], p.repeat_strides[1])))
+    } else if (p.api == kPairReduceSum) {
+      IN_FORM(ASSERT(false),
+              (PairReduceSum<T, kSet>(o.y, o.x0, p.repeats, mask, p.repeat_strides[0],
+                                      p.block_strides[1], p.repeat_strides[1])))
+    }
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (p.api == kBrcb) {
+      Brcb(o.y, o.x0, p.repeats, BrcbRepeatParams(p.block_strides[0], p.repeat_strides[0]));
     }
   }
   if constexpr (kIsInteger16<T>) {

@@ -459,6 +459,115 @@ const std::map<std::string, Kernel>& kernels() {
          k.LoadForCompute();
          Adds(k.a[8], k.a, 1.0f, 8, 3, {1, 1, 1, 1});
        }},
+      {"BlockReduceSum repeat 256",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b, k.a, 256, 64, 0, 1, 0);
+       }},
+      {"BlockReduceSum mask 65",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b, k.a, 1, 65, 1, 1, 8);
+       }},
+      {"BlockReduceSum mask -1",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b, k.a, 1, -1, 1, 1, 8);
+       }},
+      {"BlockReduceSum destination stride 65536",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b, k.a, 1, 64, 65536, 1, 8);
+       }},
+      {"BlockReduceSum source stride 65536",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b, k.a, 1, 64, 1, 1, 65536);
+       }},
+      {"BlockReduceSum in place",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.a, k.a, 1, 64, 1, 1, 8);
+       }},
+      {"BlockReduceSum to a misaligned address",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         BlockReduceSum(k.b[1], k.a, 1, 64, 1, 1, 8);
+       }},
+      {"PairReduceSum of unwritten UB",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         PairReduceSum(k.b, k.a, 2, 64, 1, 1, 8);
+       }},
+      {"PairReduceSum block stride -1",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         PairReduceSum(k.b, k.a, 1, 64, 1, -1, 8);
+       }},
+      {"PairReduceSum into its source",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         PairReduceSum(k.a[32], k.a, 1, 64, 1, 1, 8);
+       }},
+      {"Brcb repeat 256",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Brcb(k.b, k.a, 256, {1, 0});
+       }},
+      {"Brcb into its source",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Brcb(k.a, k.a, 1, {1, 8});
+       }},
+      {"Brcb block stride 0",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Brcb(k.b, k.a, 1, {0, 8});
+       }},
+      {"Brcb from a misaligned address",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Brcb(k.b, k.a[4], 1, {1, 8});
+       }},
+      {"Brcb of unwritten UB",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Brcb(k.b, k.a[kCount], 1, {1, 8});
+       }},
+      {"Brcb in counter mode",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         SetMaskCount();
+         Brcb(k.b, k.a, 1, {1, 8});
+       }},
+      {"Sqrt repeat stride 256",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Sqrt(k.b, k.a, 64, 1, {1, 1, 8, 256});
+       }},
+      {"Div that accumulates",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Div(k.b, k.a, k.b, 64, 2, {1, 1, 1, 0, 0, 0});
+       }},
       {"TransDataTo5HD misaligned",
        [](GM_ADDR x, GM_ADDR y) {
          Square k(x, y);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "repeat_params.h"
 
@@ -211,6 +212,87 @@ void copy(Where where, const LocalTensor<T>& dst, const LocalTensor<T>& src, Mas
   compute_unary<T, T>(core, call, [](T value) { return value; });
 }
 
+/// The lanes of a destination that has one element for each `group` of its source's lanes: a group
+/// without an active lane writes nothing.
+inline Lanes reduced_lanes(const Lanes& lanes, uint32_t group) {
+  Lanes reduced = lanes;
+  reduced.per_repeat = lanes.per_repeat / group;
+  reduced.active = (lanes.active + group - 1) / group;
+  reduced.last = (lanes.last + group - 1) / group;
+  reduced.bits[0] = reduced.bits[1] = 0;
+  for (uint32_t lane = 0; !lanes.prefix && lane < lanes.per_repeat; ++lane) {
+    if (lanes.is_active(lane)) reduced.bits[0] |= uint64_t{1} << lane / group;
+  }
+  return reduced;
+}
+
+/// Sums of each `group` lanes of a repeat, neighbours first and then neighbouring sums; lanes that
+/// are not active count as 0. A repeat's results lie side by side, those of the next one
+/// dst_repeat_stride times a full repeat's results further on.
+template <uint32_t group, bool kSetMask, typename Mask>
+void reduce_sum(const char* api, Where where, const LocalTensor<float>& dst,
+                const LocalTensor<float>& src, Mask mask, int64_t repeats,
+                int64_t dst_repeat_stride, int64_t src_block_stride, int64_t src_repeat_stride) {
+  Core& core = Core::current();
+  apply_mask<kSetMask>(core, api, where, mask, sizeof(float));
+  const Lanes lanes = core.lanes(api, where, repeats, sizeof(float));
+  VectorCall call{api, where, lanes, 2, {}, false, true, reduced_lanes(lanes, group)};
+  core.expect_range(api, where, "dstRepStride", dst_repeat_stride, 0, kMaxUint16);
+  call.operands[0] = dst.as_operand("dst");
+  call.operands[0].repeat_stride =
+      static_cast<uint32_t>(dst_repeat_stride) * (kRepeatBytes / group / kBlockBytes);
+  call.operands[1] = strided(core, api, where, src, "src", "srcBlkStride", src_block_stride,
+                             kMaxUint16, "srcRepStride", src_repeat_stride, kMaxUint16);
+  core.vector(call);
+  uint8_t* const ub = core.ub();
+  for (uint32_t r = 0; r < lanes.repeats; ++r) {
+    const uint32_t count = r + 1 == lanes.repeats ? lanes.last : lanes.active;
+    const auto active = [&](uint32_t lane) {
+      return lanes.prefix ? lane < count : lanes.is_active(lane);
+    };
+    for (uint32_t first = 0; first < lanes.per_repeat; first += group) {
+      float sums[group];
+      bool any = false;
+      for (uint32_t i = 0; i < group; ++i) {
+        const bool has = active(first + i);
+        sums[i] = has ? *at<float>(ub, call.operands[1], r, first + i) : 0.0f;
+        any |= has;
+      }
+      for (uint32_t n = group / 2; n > 0; n /= 2) {
+        for (uint32_t i = 0; i < n; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+      }
+      if (any) *at<float>(ub, call.operands[0], r, first / group) = sums[0];
+    }
+  }
+}
+
+/// Eight elements a repeat, each to all of a block.
+template <typename T>
+void broadcast_to_blocks(Where where, const LocalTensor<T>& dst, const LocalTensor<T>& src,
+                         int64_t repeats, const AscendC::BrcbRepeatParams& p) {
+  constexpr const char* kApi = "Brcb";
+  Core& core = Core::current();
+  if (core.counter_mode()) {
+    core.fail(kApi, where, "is simulated without counter mode, expected SetMaskNorm() before");
+  }
+  core.reset_mask();  // which CANN's function does, and leaves
+  VectorCall call{kApi, where, core.lanes(kApi, where, repeats, sizeof(T)), 2, {}, false, true};
+  call.dst_lanes = call.lanes;
+  call.lanes.per_repeat = call.lanes.active = call.lanes.last = kRepeatBlocks;
+  call.operands[0] = strided(core, kApi, where, dst, "dst", "dstBlkStride", p.dstBlkStride,
+                             kMaxUint16, "dstRepStride", p.dstRepStride, kMaxUint16);
+  call.operands[1] = src.as_operand("src");
+  call.operands[1].repeat_stride = 1;
+  core.vector(call);
+  uint8_t* const ub = core.ub();
+  constexpr uint32_t kPerBlock = kBlockBytes / sizeof(T);
+  for (uint32_t r = 0; r < call.lanes.repeats; ++r) {
+    for (uint32_t lane = 0; lane < kRepeatBlocks * kPerBlock; ++lane) {
+      *at<T>(ub, call.operands[0], r, lane) = *at<T>(ub, call.operands[1], r, lane / kPerBlock);
+    }
+  }
+}
+
 /// Transposes 16 blocks: [16][16] elements of 2 bytes, or [16][8] of 4 bytes to [8][16], whose row
 /// j is split over blocks 2j and 2j + 1.
 template <typename T>
@@ -271,6 +353,10 @@ inline float subtract(float a, float b) { return a - b; }
 inline float multiply(float a, float b) { return a * b; }
 inline half add(half a, half b) { return half(float(a) + float(b)); }
 inline half subtract(half a, half b) { return half(float(a) - float(b)); }
+inline float divide(float a, float b) { return a / b; }
+inline half divide(half a, half b) { return half(float(a) / float(b)); }
+inline float square_root(float a) { return std::sqrt(a); }
+inline half square_root(half a) { return half(std::sqrt(float(a))); }
 inline half multiply(half a, half b) { return half(float(a) * float(b)); }
 
 template <typename T>

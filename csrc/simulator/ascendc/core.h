@@ -78,8 +78,12 @@ struct VectorCall {
   Where where;
   Lanes lanes;
   int operand_count;
-  Operand operands[3];  // destination, then sources
-  bool may_accumulate;  // repeats may read, as the last source, what earlier ones wrote
+  Operand operands[3];    // destination, then sources
+  bool may_accumulate;    // repeats may read, as the last source, what earlier ones wrote
+  bool reshapes = false;  // the destination has other lanes than the sources: reductions, Brcb
+  Lanes dst_lanes{};
+
+  const Lanes& lanes_of(int operand) const { return reshapes && operand == 0 ? dst_lanes : lanes; }
 };
 
 /// An instruction on two lists of 16 blocks, each moved on by a step (in blocks) from repeat to
@@ -208,6 +212,7 @@ class Core {
   void check_bounds(const char* api, Where where, const Operand& operand, uint32_t begin,
                     uint32_t end) const;
   void check_overlap(const VectorCall& call) const;
+  void check_apart(const VectorCall& call) const;
   const GmRegion& check_gm(const Transfer& transfer, bool write) const;
   bool needs_order(Pipe pipe, Pipe other) const;
   void read_range(Pipe pipe, uint32_t number, const char* api, Where where, const Operand& operand,
@@ -217,7 +222,7 @@ class Core {
   void order_after(const uint32_t* numbers, Pipe pipe, Pipe other, bool other_wrote, bool writes,
                    const char* api, Where where, const Operand& operand, uint32_t first,
                    uint32_t last) const;
-  void touch(const VectorCall& call, const Operand& operand, bool write, uint32_t number);
+  void touch(const VectorCall& call, int operand, bool write, uint32_t number);
   void record_transfer(Pipe pipe, uint32_t number, const Transfer& transfer,
                        const GmRegion& region);
   std::string describe(Pipe pipe, uint32_t number) const;

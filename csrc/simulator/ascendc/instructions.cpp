@@ -18,7 +18,7 @@ BankConflicts count_conflicts(const VectorCall& call) {
     uint8_t thirds_read[kGroups] = {};
     bool read_read = false, write_write = false, read_write = false;
     for (int o = 1; o < call.operand_count; ++o) {
-      const uint32_t blocks = repeat_blocks(call.lanes, call.operands[o], repeat);
+      const uint32_t blocks = repeat_blocks(call.lanes_of(o), call.operands[o], repeat);
       for (uint32_t b = 0; b < blocks; ++b) {
         const uint32_t row = block_address(call.operands[o], repeat, b) / kBlockBytes;
         const uint32_t group = row % kGroups;
@@ -30,7 +30,7 @@ BankConflicts count_conflicts(const VectorCall& call) {
         }
       }
     }
-    const uint32_t blocks = repeat_blocks(call.lanes, call.operands[0], repeat);
+    const uint32_t blocks = repeat_blocks(call.lanes_of(0), call.operands[0], repeat);
     for (uint32_t b = 0; b < blocks; ++b) {
       const uint32_t row = block_address(call.operands[0], repeat, b) / kBlockBytes;
       const uint32_t group = row % kGroups;
@@ -86,10 +86,10 @@ void Core::vector(const VectorCall& call) {
   if (call.operands[0].block_stride == 0) {
     fail(call.api, call.where, "dst block stride is 0, expected at least 1");
   }
-  check_overlap(call);
+  call.reshapes ? check_apart(call) : check_overlap(call);
   const uint32_t number = issue(Pipe::V, call.api, call.where);
-  for (int o = 1; o < call.operand_count; ++o) touch(call, call.operands[o], false, number);
-  touch(call, call.operands[0], true, number);
+  for (int o = 1; o < call.operand_count; ++o) touch(call, o, false, number);
+  touch(call, 0, true, number);
 
   const Lanes& lanes = call.lanes;
   uint64_t active = lanes.active;

@@ -64,6 +64,16 @@ struct CopyRepeatParams {
   Wide<uint16_t> srcRepeatSize = DEFAULT_REPEAT_STRIDE;
 };
 
+/// Strides of the destination alone: the source is read on and on.
+struct BrcbRepeatParams {
+  BrcbRepeatParams() {}
+  BrcbRepeatParams(const Wide<uint16_t> dstBlkStrideIn, const Wide<uint16_t> dstRepStrideIn)
+      : dstBlkStride(dstBlkStrideIn), dstRepStride(dstRepStrideIn) {}
+
+  Wide<uint16_t> dstRepStride = DEFAULT_REPEAT_STRIDE;
+  Wide<uint16_t> dstBlkStride = DEFAULT_BLK_STRIDE;
+};
+
 struct TransDataTo5HDParams {
   TransDataTo5HDParams() {}
   TransDataTo5HDParams(const bool dstHighHalfIn, const bool srcHighHalfIn,

@@ -147,7 +147,8 @@ void Core::write_range(Pipe pipe, uint32_t number, const char* api, Where where,
 }
 
 /// Applies an operand's reads or writes to what is remembered of UB.
-void Core::touch(const VectorCall& call, const Operand& operand, bool write, uint32_t number) {
+void Core::touch(const VectorCall& call, int index, bool write, uint32_t number) {
+  const Operand& operand = call.operands[index];
   const auto apply = [&](uint32_t begin, uint32_t end) {
     if (write) {
       write_range(Pipe::V, number, call.api, call.where, operand, begin, end);
@@ -155,7 +156,7 @@ void Core::touch(const VectorCall& call, const Operand& operand, bool write, uin
       read_range(Pipe::V, number, call.api, call.where, operand, begin, end);
     }
   };
-  const Lanes& lanes = call.lanes;
+  const Lanes& lanes = call.lanes_of(index);
   const uint32_t repeat_pitch = operand.repeat_stride * kBlockBytes;
   if (lanes.prefix && operand.block_stride == 1) {
     if (repeat_pitch == lanes.active * operand.element_bytes) {  // one run of bytes
@@ -188,6 +189,29 @@ void Core::touch(const VectorCall& call, const Operand& operand, bool write, uin
       }
     }
   }
+}
+
+/// Of an instruction whose destination has another shape than its source.
+void Core::check_apart(const VectorCall& call) const {
+  std::vector<uint8_t> read(valid_.size(), 0);
+  const auto for_each_block = [&](int index, const auto& visit) {
+    const Operand& operand = call.operands[index];
+    for (uint32_t r = 0; r < call.lanes.repeats; ++r) {
+      const uint32_t blocks = repeat_blocks(call.lanes_of(index), operand, r);
+      for (uint32_t b = 0; b < blocks; ++b) {
+        const size_t row = block_address(operand, r, b) / kBlockBytes;
+        visit(std::min(row, read.size() - 1));
+      }
+    }
+  };
+  for_each_block(1, [&](size_t row) { read[row] = 1; });
+  for_each_block(0, [&](size_t row) {
+    if (read[row]) {
+      fail(call.api, call.where,
+           text("dst overlaps ", call.operands[1].role, " at UB ", hex(row * kBlockBytes),
+                ": expected no block in common"));
+    }
+  });
 }
 
 void Core::check_overlap(const VectorCall& call) const {

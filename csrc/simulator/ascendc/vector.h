@@ -77,6 +77,8 @@ NPU_ROPE_BINARY(Sub, npu_rope::simulator::kIsArithmetic<T>, true,
                 npu_rope::simulator::subtract(a, b))
 NPU_ROPE_BINARY(Mul, npu_rope::simulator::kIsArithmetic<T>, true,
                 npu_rope::simulator::multiply(a, b))
+NPU_ROPE_BINARY(Div, npu_rope::simulator::kIsArithmetic<T>, false,
+                npu_rope::simulator::divide(a, b))
 NPU_ROPE_BINARY(And, (npu_rope::simulator::one_of<T, int16_t, uint16_t>()), false, a& b)
 NPU_ROPE_BINARY(Or, (npu_rope::simulator::one_of<T, int16_t, uint16_t>()), false, a | b)
 #undef NPU_ROPE_BINARY
@@ -201,6 +203,33 @@ void Not(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t& co
   npu_rope::simulator::unary<T, T, true>("Not", where, dst, src, count, [](T a) { return T(~a); });
 }
 
+// To the nearest, which CANN's documents do not promise of the chip.
+template <typename T, bool isSetMask = true>
+void Sqrt(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask[],
+          const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+          Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsArithmetic<T>, "Sqrt takes half and float");
+  npu_rope::simulator::unary<T, T, isSetMask, const uint64_t*>(
+      "Sqrt", where, dst, src, mask, repeatTime, repeatParams,
+      [](T a) { return npu_rope::simulator::square_root(a); });
+}
+template <typename T, bool isSetMask = true>
+void Sqrt(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask,
+          const Wide<uint8_t> repeatTime, const UnaryRepeatParams& repeatParams,
+          Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsArithmetic<T>, "Sqrt takes half and float");
+  npu_rope::simulator::unary<T, T, isSetMask, uint64_t>(
+      "Sqrt", where, dst, src, mask, repeatTime, repeatParams,
+      [](T a) { return npu_rope::simulator::square_root(a); });
+}
+template <typename T>
+void Sqrt(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t& count,
+          Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsArithmetic<T>, "Sqrt takes half and float");
+  npu_rope::simulator::unary<T, T, true>("Sqrt", where, dst, src, count,
+                                         [](T a) { return npu_rope::simulator::square_root(a); });
+}
+
 template <typename T, typename U, bool isSetMask = true>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
           const uint64_t mask[], const Wide<uint8_t> repeatTime,
@@ -274,6 +303,40 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, const int32_t& c
   call.operands[0] = sim::dense(dst, "dst", sizeof(T));
   sim::compute_fill(core, call, scalarValue);
   core.reset_mask();
+}
+
+// ------------------------------------------------------------------- sums, and the other way round
+
+// Since CANN 9.1 also called ReduceDataBlock and ReducePairElem. half: not simulated.
+#define NPU_ROPE_REDUCTION(NAME, GROUP)                                                          \
+  template <typename T, bool isSetMask = true>                                                   \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeatTime,      \
+            const int32_t mask, const int32_t dstRepStride, const int32_t srcBlkStride,          \
+            const int32_t srcRepStride, Where where = Where::here()) {                           \
+    static_assert(std::is_same_v<T, float>, #NAME " takes float in the simulator");              \
+    npu_rope::simulator::reduce_sum<GROUP, isSetMask>(                                           \
+        #NAME, where, dst, src, static_cast<uint64_t>(static_cast<int64_t>(mask)), repeatTime,   \
+        dstRepStride, srcBlkStride, srcRepStride);                                               \
+  }                                                                                              \
+  template <typename T, bool isSetMask = true>                                                   \
+  void NAME(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeatTime,      \
+            const uint64_t mask[], const int32_t dstRepStride, const int32_t srcBlkStride,       \
+            const int32_t srcRepStride, Where where = Where::here()) {                           \
+    static_assert(std::is_same_v<T, float>, #NAME " takes float in the simulator");              \
+    npu_rope::simulator::reduce_sum<GROUP, isSetMask>(#NAME, where, dst, src, mask, repeatTime,  \
+                                                      dstRepStride, srcBlkStride, srcRepStride); \
+  }
+
+NPU_ROPE_REDUCTION(BlockReduceSum, 8)
+NPU_ROPE_REDUCTION(PairReduceSum, 2)
+#undef NPU_ROPE_REDUCTION
+
+template <typename T>
+void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Wide<uint8_t> repeatTime,
+          const BrcbRepeatParams& repeatParams, Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T> && sizeof(T) == 4,
+                "Brcb takes 32-bit types in the simulator");
+  npu_rope::simulator::broadcast_to_blocks(where, dst, src, repeatTime, repeatParams);
 }
 
 template <typename T>
