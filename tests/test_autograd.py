@@ -192,6 +192,43 @@ def test_vmap_is_one_call_of_the_same_bits(mapped: str, layout: str, rank: int) 
             assert torch.equal(row.movedim(axis, 0), got[i])
 
 
+@pytest.mark.parametrize("alone", "qk")
+def test_vmap_over_one_of_the_two(alone: str) -> None:
+    q, k, cos, sin = Sample(layout="BSND", batch=2).tensors()
+    rows = torch.stack([q, -q])
+
+    def form(one: Tensor) -> Tensor | None:
+        pair = (one, None) if alone == "q" else (None, one)
+        return rope.apply(*pair, cos, sin)[alone == "k"]
+
+    assert torch.equal(torch.func.vmap(form)(rows), torch.stack([form(q), form(-q)]))
+
+
+def test_vmap_writes_nothing_that_it_does_not_map() -> None:
+    q, k, cos, sin = Sample().tensors()
+    before = q.clone()
+    with pytest.raises(ValueError, match="q is written under vmap, expected vmap to map it"):
+        torch.func.vmap(rope.apply_, (None, 0, None, None))(q, k[None], cos, sin)
+    assert torch.equal(q, before)
+
+
+def test_vmap_copies_no_table_that_it_does_not_map() -> None:
+    q, k, cos, sin = Sample(layout="BSND", batch=2).tensors()
+    tables: list[int] = []
+
+    class Tables(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            if func is rope.apply.default:
+                tables.extend(table.data_ptr() for table in args[2:])
+            return func(*args, **(kwargs or {}))
+
+    with Tables():
+        torch.func.vmap(rope.apply, (0, 0, None, None))(
+            torch.stack([q, q]), torch.stack([k, k]), cos, sin
+        )
+    assert tables == [cos.data_ptr(), sin.data_ptr()]
+
+
 def test_what_is_written_has_its_version_bumped() -> None:
     q, k, cos, sin = Sample().tensors()
     rope.apply_(q, k, cos, sin)

@@ -24,8 +24,6 @@ class _MappedCall:
     def __init__(self, count: int, rank: int, layout: str | None) -> None:
         self.count = count
         self.batch, token, head = AXES[layout or ("TND" if rank == 3 else "BSND")]
-        self.head = head
-        self.row_rank = rank
         self.layout = "BSND" if token < head else "BNSD"
 
     def _first(self, tensor: Tensor, axis: Axis) -> Tensor:
@@ -50,8 +48,6 @@ class _MappedCall:
                 yield tensor
                 continue
             tensor = self._first(tensor, axis)
-            if rank == self.row_rank:
-                tensor = tensor.squeeze(self.head + 1)
             if is_mapped:
                 tensor = tensor.expand(self.count, *tensor.shape[1:])
             if self.batch is not None:
