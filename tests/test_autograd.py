@@ -229,6 +229,14 @@ def test_vmap_leaves_tables_that_it_does_not_map_as_they_are() -> None:
     assert tables == [(table.data_ptr(), table.shape) for table in (cos, sin)]
 
 
+def test_a_tables_gradient_is_summed_before_it_is_rounded() -> None:
+    """bfloat16 holds neither 257, which would round to 256, nor 6 * 257, which rounds to 1544."""
+    q = torch.full((6, 1, 1, 16), 257.0)
+    cos = torch.zeros(1, 1, 16, dtype=torch.bfloat16, requires_grad=True)
+    npu_rope.apply(q, None, cos, torch.zeros_like(cos))[0].sum().backward()
+    assert torch.equal(cos.grad, torch.full_like(cos, 1544.0))
+
+
 def test_what_is_written_has_its_version_bumped() -> None:
     q, k, cos, sin = Sample().tensors()
     rope.apply_(q, k, cos, sin)
