@@ -298,6 +298,14 @@ void bind_simulator(py::module_& module) {
              py::arg("soc"), py::arg("events") = false, py::arg("threads") = 0);
 }
 
+const at::Tensor& unpacked(py::handle x) { return THPVariable_Unpack(x.ptr()); }
+
+py::object pair_or_reason(const RopeResult& result) {
+  if (const auto* const refusal = std::get_if<std::string>(&result)) return py::str(*refusal);
+  const auto& [q_rows, k_rows] = std::get<1>(result);
+  return py::make_tuple(q_rows, k_rows);
+}
+
 // What LMDeploy's layer calls for each of its layers: arguments are read here by hand, since a
 // signature with names costs as much as the call. A tuple, or a string that says why not.
 py::object try_apply_py(py::handle q, py::handle k, py::handle cos, py::handle sin, bool in_place,
@@ -306,26 +314,46 @@ py::object try_apply_py(py::handle q, py::handle k, py::handle cos, py::handle s
   for (const py::handle x : {q, k, cos, sin}) {
     if (!THPVariable_Check(x.ptr())) return py::str("q, k, cos and sin are not all tensors");
   }
-  const auto tensor = [](py::handle x) -> const at::Tensor& { return THPVariable_Unpack(x.ptr()); };
   RopeTarget target{in_place, std::nullopt, std::nullopt};
-  if (!q_out.is_none()) target.q_out = tensor(q_out);
-  if (!k_out.is_none()) target.k_out = tensor(k_out);
+  if (!q_out.is_none()) target.q_out = unpacked(q_out);
+  if (!k_out.is_none()) target.k_out = unpacked(k_out);
   RopeOptions options{{}, std::nullopt, 0, interleaved, deinterleave, cast_tables, round_each};
   if (rotary_dim > 0) options.rotary_dim = rotary_dim;
   RopeResult result;
   {
     const py::gil_scoped_release release;
-    result = try_apply(tensor(q), tensor(k), tensor(cos), tensor(sin), target, options);
+    result = try_apply(unpacked(q), unpacked(k), unpacked(cos), unpacked(sin), target, options);
   }
-  if (const auto* const refusal = std::get_if<std::string>(&result)) return py::str(*refusal);
-  const auto& [q_rows, k_rows] = std::get<1>(result);
-  return py::make_tuple(q_rows, k_rows);
+  return pair_or_reason(result);
+}
+
+// The same with a norm, for rows that the caller gives away.
+py::object try_norm_apply_py(py::handle q, py::handle k, py::handle q_weight, py::handle k_weight,
+                             py::handle cos, py::handle sin, double eps, bool cast_tables,
+                             bool round_each) {
+  for (const py::handle x : {q, k, q_weight, k_weight, cos, sin}) {
+    if (!THPVariable_Check(x.ptr()))
+      return py::str(
+          "q, k, the weights, cos and sin are not all "
+          "tensors");
+  }
+  const RopeTarget over{true, std::nullopt, std::nullopt};
+  const RopeOptions options{{}, std::nullopt, 0, false, false, cast_tables, round_each};
+  const NormOptions norm{unpacked(q_weight), unpacked(k_weight), eps, 0};
+  RopeResult result;
+  {
+    const py::gil_scoped_release release;
+    result = try_apply(unpacked(q), unpacked(k), unpacked(cos), unpacked(sin), over, options, norm);
+  }
+  return pair_or_reason(result);
 }
 
 void bind_layer(py::module_& module) {
   module.def("try_apply", torch::wrap_pybind_function(&try_apply_py));
+  module.def("try_norm_apply", torch::wrap_pybind_function(&try_norm_apply_py));
   module.def("npu_library_problem", &npu_library_problem);
-  module.def("npu_chip_problem", &npu_chip_problem, py::arg("round_each") = false);
+  module.def("npu_chip_problem", &npu_chip_problem, py::arg("round_each") = false,
+             py::arg("norm") = false);
 }
 
 }  // namespace

@@ -25,12 +25,21 @@ MODELS = tuple(
         "chatglm2",
         "deepseek_v2",
         "deepseek_v32",
+        "gemma",
         "glm4",
+        "glm4_moe",
         "glm_moe_dsa",
         "kimi_k25_vision",
         "kimi_k2_language",
         "llama4",
         "qwen2_5_vl",
+        "qwen3",
+        "qwen3_5",
+        "qwen3_dflash",
+        "qwen3_moe",
+        "qwen3_next",
+        "sdar",
+        "sdar_moe",
     )
 )
 WATCHED = frozenset((REGISTRY, LAYER, *MODELS))  # the modules of npu_rope.lmdeploy.PATCHES

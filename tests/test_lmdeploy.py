@@ -41,7 +41,7 @@ def run(pair: tuple[str, str], *files: str, npu: bool = False) -> None:
     assert re.search(r"\b[1-9]\d* passed", result.stdout)
 
 
-@pytest.mark.parametrize("files", [("layer.py", "steps.py", "models.py"), ("processes.py",)])
+@pytest.mark.parametrize("files", [("layer.py", "steps.py", "norms.py", "models.py"), ("processes.py",)])
 def test_newest_pair(files: tuple[str, ...]) -> None:
     run(packages.NEWEST, *files)
 
@@ -55,7 +55,7 @@ def test_whose_errors_come_on_npu_tensors() -> None:
 
 
 def test_newest_pair_that_can_serve() -> None:
-    run(packages.SERVING, "pair.py", "steps.py")
+    run(packages.SERVING, "pair.py", "steps.py", "norms.py")
 
 
 def test_doctor_s_table_is_what_is_tested() -> None:

@@ -6,7 +6,11 @@
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "npu/library.h"
+#include "rope/norm_ops.h"
 #include "rope/rope_forms.h"
 #include "rope/rope_ops.h"
 
@@ -25,14 +29,21 @@ std::string refusal_of(const Check& check) {
   }
 }
 
+template <bool round_each, bool norm>
+const std::string& chip_problem() {
+  static const std::string problem =
+      refusal_of([] { npu_library().check_chip(round_each, norm); });
+  return problem;
+}
+
 // A fake or functional tensor, or another library's: its own dispatch decides.
 bool is_plain(const Tensor& tensor) {
   return !tensor.is_meta() && !tensor.unsafeGetTensorImpl()->is_python_dispatch();
 }
 
-bool wants_grad(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
-  return at::GradMode::is_enabled() &&
-         (q.requires_grad() || k.requires_grad() || cos.requires_grad() || sin.requires_grad());
+bool wants_grad(std::initializer_list<const Tensor*> inputs) {
+  const auto wants = [](const Tensor* input) { return input->requires_grad(); };
+  return at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), wants);
 }
 
 bool is_writable(const Tensor& tensor) {
@@ -59,28 +70,29 @@ const std::string& npu_library_problem() {
   return problem;
 }
 
-const std::string& npu_chip_problem(bool round_each) {
-  static const std::string plain = refusal_of([] { npu_library().check_chip(false); });
-  if (!round_each || !plain.empty()) return plain;
-  static const std::string rounding = refusal_of([] { npu_library().check_chip(true); });
-  return rounding;
+const std::string& npu_chip_problem(bool round_each, bool norm) {
+  if (round_each) return norm ? chip_problem<true, true>() : chip_problem<true, false>();
+  return norm ? chip_problem<false, true>() : chip_problem<false, false>();
 }
 
 RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                     const RopeTarget& target, const RopeOptions& options) {
-  if (!is_plain(q) || !is_plain(k) || !is_plain(cos) || !is_plain(sin)) {
+                     const RopeTarget& target, const RopeOptions& options,
+                     const std::optional<NormOptions>& norm) {
+  if (!is_plain(q) || !is_plain(k) || !is_plain(cos) || !is_plain(sin) ||
+      (norm && !(is_plain(norm->q_weight) && is_plain(norm->k_weight)))) {
     return "a tensor is fake, meta or a subclass with a dispatch of its own";
   }
   if (q.scalar_type() == at::kDouble) return "q is Double, which the default is left to";
   if (q.is_privateuseone()) {
     if (!npu_library_problem().empty()) return npu_library_problem();
-    const std::string& problem = npu_chip_problem(options.round_each);
+    const std::string& problem = npu_chip_problem(options.round_each, norm.has_value());
     if (!problem.empty()) return problem;
   }
   const Tensor cos_rows = shaped(cos, q), sin_rows = shaped(sin, q);
   if (!cos_rows.defined() || !sin_rows.defined()) return "a table has not one row for each token";
 
-  const bool grad = wants_grad(q, k, cos, sin);
+  const bool grad =
+      wants_grad({&q, &k, &cos, &sin}) || (norm && wants_grad({&norm->q_weight, &norm->k_weight}));
   const bool over_q = target.in_place && !grad && is_writable(q) && q.is_contiguous();
   const bool over_k = target.in_place && !grad && is_writable(k) && k.is_contiguous();
   const bool into = target.q_out.has_value() && target.k_out.has_value();
@@ -97,24 +109,47 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
     q_out = over_q ? q : at::empty(q.sizes(), q.options());
     k_out = over_k ? k : at::empty(k.sizes(), k.options());
   }
+  const auto check_writes = [&](const Tensor& q_to, const Tensor& k_to) {
+    if (norm) {
+      check_norm_overlap(q, k, cos_rows, sin_rows, *norm, q_to, k_to);
+    } else {
+      check_overlap(q, k, cos_rows, sin_rows, q_to, k_to);
+    }
+  };
   std::string refusal = refusal_of([&] {
-    check_inputs<int64_t>(q, k, cos_rows, sin_rows, options, kInputNames);
+    const RopeArgs args = check_inputs<int64_t>(q, k, cos_rows, sin_rows, options, kInputNames);
     check_formats(q, k, cos_rows, sin_rows, kInputNames);
-    if (in_place) check_overlap(q, k, cos_rows, sin_rows, q, k);
+    if (norm) {
+      check_norm(*norm, q, k, args);
+      check_format(norm->q_weight, "q_weight");
+      check_format(norm->k_weight, "k_weight");
+    }
+    if (in_place) check_writes(q, k);
     if (!q_out.defined()) return;
     check_outputs<int64_t>(q, k, q_out, k_out);
     check_format(q_out, "q_out");
     check_format(k_out, "k_out");
-    check_overlap(q, k, cos_rows, sin_rows, q_out, k_out);
+    check_writes(q_out, k_out);
   });
   if (!refusal.empty()) return refusal;
 
   if (q_out.defined()) {
-    RopeCalls::apply_out(q, k, cos_rows, sin_rows, options, q_out, k_out);
+    if (norm) {
+      NormCalls::norm_apply_out(q, k, cos_rows, sin_rows, *norm, options, q_out, k_out);
+    } else {
+      RopeCalls::apply_out(q, k, cos_rows, sin_rows, options, q_out, k_out);
+    }
     return std::tuple(std::move(q_out), std::move(k_out));
   }
-  if (!in_place) return RopeCalls::apply(q, k, cos_rows, sin_rows, options);
-  RopeCalls::apply_(q, k, cos_rows, sin_rows, options);
+  if (!in_place) {
+    return norm ? NormCalls::norm_apply(q, k, cos_rows, sin_rows, *norm, options)
+                : RopeCalls::apply(q, k, cos_rows, sin_rows, options);
+  }
+  if (norm) {
+    NormCalls::norm_apply_(q, k, cos_rows, sin_rows, *norm, options);
+  } else {
+    RopeCalls::apply_(q, k, cos_rows, sin_rows, options);
+  }
   return std::tuple(q, k);
 }
 

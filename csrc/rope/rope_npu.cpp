@@ -66,11 +66,12 @@ std::shared_ptr<const RopePlan> plan_of(const RopeGeometry& geometry) {
   }
 }
 
-void check_chip(bool round_each) {
+void check_chip(bool round_each, bool norm) {
   RopeGeometry smallest{};
   smallest.batch = smallest.tokens = smallest.q_heads = 1;
   smallest.head_dim = smallest.rotary_dim = 2;
   smallest.round_each = round_each;
+  smallest.norm.q = norm;
   plan_of(smallest);
 }
 

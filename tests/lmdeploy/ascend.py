@@ -52,6 +52,10 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def is_ours(name: str) -> bool:
+    return name.startswith("npu_rope.")
+
+
 def launches(call: Callable[[], object]) -> list[str]:
     with Launches() as counted:
         call()
@@ -77,8 +81,9 @@ def heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
-def tables(tokens: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Pair:
+def tables(tokens: int, width: int, dtype: torch.dtype = torch.bfloat16, base: float = 1e4) -> Pair:
     """Full tables in half order: cat(f, f), as LMDeploy makes them."""
-    angles = torch.outer(torch.arange(tokens) * 37.0, 1e4 ** -(torch.arange(width / 2) * 2 / width))
+    frequencies = base ** -(torch.arange(width / 2) * 2 / width)
+    angles = torch.outer(torch.arange(1, tokens + 1) * 37.0, frequencies)
     angles = torch.cat((angles, angles), 1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

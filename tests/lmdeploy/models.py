@@ -18,7 +18,7 @@ import pytest
 import skimage
 import torch
 import transformers
-from ascend import Launches, ascend, default, drop_in
+from ascend import Launches, ascend, default, drop_in, is_ours
 from lmdeploy.pytorch.backends.dlinfer.attention import DlinferAttentionImpl
 from lmdeploy.pytorch.backends.dlinfer.flash_attention import DlinferFlashAttentionImpl
 from lmdeploy.pytorch.model_inputs import (
@@ -29,7 +29,6 @@ from lmdeploy.pytorch.model_inputs import (
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-OURS = {"npu_rope.apply.default", "npu_rope.apply_.default", "npu_rope.apply.out"}
 VOCABULARY, LAYERS, TOKENS = 100, 2, 9
 
 
@@ -203,7 +202,48 @@ def deepseek_v2() -> torch.nn.Module:
     return transformers.DeepseekV2ForCausalLM(config)
 
 
+def qwen3() -> torch.nn.Module:
+    config = transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=128)
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def gemma3() -> torch.nn.Module:
+    """A layer with a window, which the text fits into, and one without: tables of their own."""
+    config = transformers.Gemma3TextConfig(
+        **COMMON,
+        num_key_value_heads=2,
+        head_dim=256,
+        sliding_window=64,
+        sliding_window_pattern=2,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+    )
+    return transformers.Gemma3ForCausalLM(config)
+
+
+def glm4_moe() -> torch.nn.Module:
+    """GLM-4.5, half of every head rotated; no layer is a mixture, whose operator is CANN's."""
+    config = transformers.Glm4MoeConfig(
+        **COMMON,
+        num_key_value_heads=2,
+        head_dim=128,
+        partial_rotary_factor=0.5,
+        use_qk_norm=True,
+        first_k_dense_replace=LAYERS,
+    )
+    return transformers.Glm4MoeForCausalLM(config)
+
+
+NORMED: dict[str, Callable[[], torch.nn.Module]] = {
+    "Qwen3ForCausalLM": qwen3,
+    "Gemma3ForCausalLM": gemma3,
+    "Glm4MoeForCausalLM": glm4_moe,
+}
 TEXT: dict[str, Callable[[], torch.nn.Module]] = {
+    **NORMED,
     "Qwen2ForCausalLM": qwen2,
     "Glm4ForCausalLM": glm4,
     "DeepseekV2ForCausalLM": deepseek_v2,
@@ -226,7 +266,9 @@ def test_text_model_is_hugging_face_s(name: str) -> None:
         with Launches() as counted:  # a prefill, and two tokens decoded
             positions = torch.arange(TOKENS + 2)[None, step]
             got.append(text(model, ids[:, step], positions, cache))
-        assert len([n for n in counted.names if n in OURS]) == LAYERS
+        ours = [n for n in counted.names if is_ours(n)]
+        assert len(ours) == LAYERS
+        assert all("norm_apply" in n for n in ours) == (name in NORMED)
     assert close(torch.cat(got, 1), expected)
     wrong = text(model, ids, torch.zeros_like(ids), Attention())
     assert not close(wrong, expected), "positions must matter, or nothing is tested"
@@ -316,7 +358,7 @@ def test_qwen2_5_vl_is_hugging_face_s() -> None:
     with Launches() as counted:
         inputs = forward_vision(model, ids, positions, pixels, grid)
         got = model.get_logits(model(**inputs))
-    assert len([n for n in counted.names if n in OURS]) == 3 + LAYERS
+    assert len([n for n in counted.names if is_ours(n)]) == 3 + LAYERS
     assert close(got, expected)
     upright = {**inputs, "vis_pos_emb": torch.zeros_like(inputs["vis_pos_emb"])}
     upright["attn_metadata"] = Attention()

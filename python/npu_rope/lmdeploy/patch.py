@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -155,6 +155,8 @@ class Step:
     instead: Mapping[str, Function] = field(default_factory=dict)
     """Functions of its class that write in another order than `rotate`, replaced once a call is
     served, so that a later one that is left to `its_own` agrees with what the cache holds."""
+    can_round_each: bool = True
+    """Whether round_each gives the bits of `its_own`, which it is asked for; else it is left."""
 
     def __call__(self, original: Function, count: Count) -> Function:
         module = sys.modules[original.__module__]
@@ -162,8 +164,8 @@ class Step:
         for name, known in self.relies_on.items():
             source.check(owner if hasattr(owner, name) else module, {name: known})
 
-        def rotate(*args: Any) -> rotate.Pair | None:  # noqa: ANN401
-            if not serving():
+        def take(*args: Any) -> rotate.Pair | None:  # noqa: ANN401
+            if not serving() or (rotate.rounding[1] and not self.can_round_each):
                 return None
             rotated = self.rotate(*args)
             if rotated.__class__ is not tuple:
@@ -176,7 +178,7 @@ class Step:
                     setattr(owner, name, staticmethod(function))
             return rotated
 
-        return source.replaced(original, self.before, self.ours, {"rotate": rotate})
+        return source.replaced(original, self.before, self.ours, {"rotate": take})
 
 
 def _keep_angles(original: Function, count: Count) -> Function:
@@ -280,6 +282,75 @@ KIMI_VISION = Step(
     """,
     relies_on={"apply_rope": ("65a5cbaf3bc9",)},
 )
+QWEN3 = Step(
+    rotate.normed,
+    before="""
+        query_states = self.q_norm(query_states)
+        key_states = self.k_norm(key_states)
+        cos, sin = rotary_pos_emb
+        query_states, key_states = self.apply_rotary_pos_emb(
+            query_states, key_states, cos, sin, inplace=True)
+    """,
+    ours="""
+        cos, sin = rotary_pos_emb
+        npu_rope_rotated = rotate(self.q_norm, self.k_norm, query_states, key_states, cos, sin)
+        if npu_rope_rotated is None:
+            its_own
+        else:
+            query_states, key_states = npu_rope_rotated
+    """,
+    # CANN documents neither the order in which its RmsNorm adds nor what it rounds between.
+    can_round_each=False,
+)
+SDAR = replace(QWEN3, before=QWEN3.before.replace(", inplace=True", ""))
+GLM4_MOE = replace(
+    QWEN3,
+    before="""
+        if self.use_qk_norm:
+            query_states = self.q_norm(query_states)
+            key_states = self.k_norm(key_states)
+        cos, sin = rotary_pos_emb
+        query_states, key_states = self.apply_rotary_pos_emb(
+            query_states, key_states, cos, sin, inplace=True)
+    """,
+    ours="""
+        cos, sin = rotary_pos_emb
+        npu_rope_rotated = None
+        if self.use_qk_norm:
+            npu_rope_rotated = rotate(self.q_norm, self.k_norm, query_states, key_states, cos, sin)
+        if npu_rope_rotated is None:
+            its_own
+        else:
+            query_states, key_states = npu_rope_rotated
+    """,
+)
+GEMMA3 = replace(
+    QWEN3,
+    before="""
+        if self.model_type == 'gemma3_text':
+            query_states = self.q_norm(query_states)
+            key_states = self.k_norm(key_states)
+        if rotary_pos_emb_local is not None and self.sliding_window != -1:
+            cos, sin = rotary_pos_emb_local
+        else:
+            cos, sin = rotary_pos_emb
+        query_states, key_states = self.apply_rotary_pos_emb(
+            query_states, key_states, cos, sin, inplace=True)
+    """,
+    ours="""
+        if rotary_pos_emb_local is not None and self.sliding_window != -1:
+            cos, sin = rotary_pos_emb_local
+        else:
+            cos, sin = rotary_pos_emb
+        npu_rope_rotated = None
+        if self.model_type == 'gemma3_text':
+            npu_rope_rotated = rotate(self.q_norm, self.k_norm, query_states, key_states, cos, sin)
+        if npu_rope_rotated is None:
+            its_own
+        else:
+            query_states, key_states = npu_rope_rotated
+    """,
+)
 
 
 # ---- every patched name ----
@@ -345,6 +416,24 @@ PATCHES = (
           LLAMA4_VISION, ("0.7.3", "0.18.0")),
     Patch("kimi_vision", f"{_MODELS}.kimi_k25_vision", "MoonViTEncoderLayer", "attention_qkvpacked",
           KIMI_VISION, ("0.18.0", "0.18.0")),
+    Patch("qwen3_norm", f"{_MODELS}.qwen3", "Qwen3Attention", "forward",
+          QWEN3, ("0.7.3", "0.18.0")),
+    Patch("qwen3_norm", f"{_MODELS}.qwen3_moe", "Qwen3MoeAttention", "forward",
+          QWEN3, ("0.7.3", "0.18.0")),
+    Patch("qwen3_norm", f"{_MODELS}.qwen3_dflash", "DFlashQwen3Attention", "forward",
+          QWEN3, ("0.18.0", "0.18.0")),
+    Patch("qwen3_next_norm", f"{_MODELS}.qwen3_next", "Qwen3NextAttention", "forward",
+          QWEN3, ("0.11.1", "0.18.0")),
+    Patch("qwen3_next_norm", f"{_MODELS}.qwen3_5", "Qwen3_5Attention", "forward",
+          QWEN3, ("0.12.3", "0.18.0")),
+    Patch("glm4_moe_norm", f"{_MODELS}.glm4_moe", "Glm4MoeAttention", "forward",
+          GLM4_MOE, ("0.10.2", "0.18.0")),
+    Patch("gemma3_norm", f"{_MODELS}.gemma", "GemmaAttention", "forward",
+          GEMMA3, ("0.7.2", "0.18.0")),
+    Patch("sdar_norm", f"{_MODELS}.sdar", "SDARAttention", "forward",
+          SDAR, ("0.10.2", "0.18.0")),
+    Patch("sdar_norm", f"{_MODELS}.sdar_moe", "SDARMoeAttention", "forward",
+          SDAR, ("0.10.2", "0.18.0")),
 )
 # fmt: on
 SWITCHES = tuple(dict.fromkeys(patch.switch for patch in PATCHES))

@@ -8,12 +8,14 @@ kernel, which torch_npu's task queue raises in whatever is called next.
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from npu_rope import _C
+from npu_rope.lmdeploy import source
 
 Pair = tuple[Tensor, Tensor]
 
@@ -97,6 +99,46 @@ def pairs(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair | str:
         return f"tables {width} wide, expected head_dim {query.shape[-1]}"
     cos, sin = cos[..., : width // 2], sin[..., : width // 2]
     return _C.try_apply(query, key, cos, sin, False, None, None, width, True, False, *rounding)
+
+
+def normed(
+    q_norm: nn.Module, k_norm: nn.Module, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+) -> Pair | str:
+    """Qwen3, GLM-4.5, Gemma-3, SDAR: every head's RMSNorm, by LMDeploy's two modules of it, and the
+    rotation. Rows are written over or come out new as in `layer`.
+
+    The 1 + weight of Gemma and Qwen3-Next stands in the weights, as LMDeploy loads them.
+    """
+    q_impl, k_impl = getattr(q_norm, "impl", None), getattr(k_norm, "impl", None)
+    refusal = _refused_norm(q_norm.__class__, q_impl.__class__)
+    refusal = refusal or _refused_norm(k_norm.__class__, k_impl.__class__)
+    if refusal:
+        return refusal
+    if q_impl.eps != k_impl.eps:
+        return "q's and k's norms have each an eps of its own"
+    weights = q_norm.weight, k_norm.weight
+    return _C.try_norm_apply(query, key, *weights, cos, sin, q_impl.eps, *rounding)
+
+
+_RMS_NORM = {
+    "lmdeploy.pytorch.nn.norm.RMSNorm": ("199009985065", "b156b04e72ca"),
+    "lmdeploy.pytorch.backends.dlinfer.norm.DlinferRMSNormImpl": ("f4c36296ac37",),
+}
+"""LMDeploy's norm that quantises nothing, and source.body_hash of each forward."""
+
+
+@functools.cache
+def _refused_norm(*classes: type) -> str:
+    """Why a norm's module and its implementation are not those of _RMS_NORM; empty if they are."""
+    for cls, (expected, known) in zip(classes, _RMS_NORM.items(), strict=True):
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        if name != expected:
+            return f"a norm is {name}, expected {expected}"
+        try:
+            source.check(cls, {"forward": known})
+        except source.Unknown as unknown:
+            return f"{name}: {unknown}"
+    return ""
 
 
 def complex_pairs(query: Tensor, key: Tensor, freqs: Tensor) -> Pair | str:

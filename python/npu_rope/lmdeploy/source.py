@@ -106,18 +106,15 @@ def _replace(definition: ast.FunctionDef, before: str, ours: str) -> None:
     if parent is not None:
         setattr(parent, field, nodes[0])
     lost = _assigned(wanted) - _assigned(ast.parse(textwrap.dedent(ours)).body)
-    later = [node for node in ast.walk(definition) if not _within(node, theirs)]
-    if used := sorted(lost & {node.id for node in later if isinstance(node, ast.Name)}):
+    inside = {id(node) for outer in theirs for node in ast.walk(outer)}
+    names = (x for x in ast.walk(definition) if isinstance(x, ast.Name) and id(x) not in inside)
+    if used := sorted(lost & {name.id for name in names}):
         raise Unknown(f"its source uses {', '.join(used)} elsewhere")
 
 
 def _assigned(nodes: list[ast.AST]) -> set[str]:
     names = (name for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name))
     return {name.id for name in names if isinstance(name.ctx, ast.Store)}
-
-
-def _within(node: ast.AST, nodes: list[ast.AST]) -> bool:
-    return any(node is inner for outer in nodes for inner in ast.walk(outer))
 
 
 class _Fill(ast.NodeTransformer):
