@@ -96,13 +96,13 @@ class RopeKernel {
 
     const RopeLayout& ub = p_.ub;
     pipe_.InitBuffer(buffer_, ub.bytes);
-    if constexpr (!kFloat) work_ = Part<float>(ub.work, ub.work_bytes);
-    if constexpr (kBFloat16 && kSplit) upper_ = Part<uint32_t>(ub.upper, kBlockBytes);
-    tables_ = Part<float>(ub.tables, 2 * ub.table_bytes);
-    raw_ = Part<uint8_t>(ub.raw, 2 * ub.raw_bytes);
-    cos_product_ = Part<float>(ub.cos_product, ub.product_bytes);
-    sin_product_ = Part<float>(ub.sin_product, ub.product_bytes);
-    ring_ = Part<uint8_t>(ub.ring, kRing * ub.slot_bytes);
+    work_ = Part(ub.work, ub.work_bytes);
+    upper_ = Part(ub.upper, kBlockBytes);
+    tables_ = Part(ub.tables, 2 * ub.table_bytes);
+    raw_ = Part(ub.raw, 2 * ub.raw_bytes);
+    cos_product_ = Part(ub.cos_product, ub.product_bytes);
+    sin_product_ = Part(ub.sin_product, ub.product_bytes);
+    ring_ = Part(ub.ring, kRing * ub.slot_bytes);
 
     if constexpr (kTransposes) {
       pair_rows_[0].Make(p_.tensors[0].pair_rows, p_.tensors[0].pair_pitch);
@@ -113,113 +113,140 @@ class RopeKernel {
   ROPE_INLINE void Process() {
     AscendC::ResetMask();
     if (2 * p_.lanes > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
-      AscendC::Duplicate(tables_, 0.0f, 2 * p_.ub.table_bytes / kFloatBytes);
+      AscendC::Duplicate(tables_.template ReinterpretCast<float>(), 0.0f,
+                         2 * p_.ub.table_bytes / kFloatBytes);
       AscendC::PipeBarrier<PIPE_V>();
     }
     if constexpr (kBFloat16 && kSplit) {
-      AscendC::Duplicate(upper_, 0xFFFF0000u, int32_t{kFloatBlock});
+      AscendC::Duplicate(upper_.template ReinterpretCast<uint32_t>(), 0xFFFF0000u,
+                         int32_t{kFloatBlock});
       AscendC::PipeBarrier<PIPE_V>();
     }
 
-    // A turn loads a box and then rotates and stores the one before it.
+    // While a box is rotated and stored the next one is loaded. What boxes of one shape have in
+    // common is made once, before the first of them.
+    AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
+    for (int32_t i = 0; i < kRing; ++i) AscendC::SetFlag<HardEvent::MTE3_MTE2>(i);
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
-    RopeBox box = {}, next = {};
-    int32_t turn = 0, slot = 0, last_slot = 0;
-    for (bool more = true;; ++turn) {
-      if (turn > 0 && box.starts_tile) PrepareTables(box);
-      more = more && walk.Next(next);
-      if (more) Load(next, slot, turn);
-      if (turn > 0) {
-        AscendC::WaitFlag<HardEvent::MTE2_V>(last_slot);
-        Rotate(box, last_slot);
-        AscendC::SetFlag<HardEvent::V_MTE3>(last_slot);
-        AscendC::WaitFlag<HardEvent::V_MTE3>(last_slot);
-        MoveRows<false>(box, last_slot);
-        AscendC::SetFlag<HardEvent::MTE3_MTE2>(last_slot);
-      }
-      if (!more) break;
-      if (next.follows) {
-        box.out = next.out;
-        box.token = next.token;
-        box.starts_tile = 0;
-      } else {
-        box = next;
-      }
-      last_slot = slot;
-      slot = slot + 1 == kRing ? 0 : slot + 1;
-    }
+    RopeBox next = {};
+    walk.Next(next);
+    LoadTables(next);
+    int32_t slot = 0;
+    int64_t in = next.in;
+    Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
+    Load(next, loaded, in, slot);
+    bool more = true;
+    do {
+      const RopeBox box = next;
+      if (box.starts_tile) PrepareTables(box.tile_tokens);
+      const Steps steps = StepsOf(box);
+      const Lines stored = LinesOf(box.rows->out, box.inner, box.outer);
+      int32_t token = box.token - box.tile_token;
+      int64_t out = box.out;
+      do {
+        const int32_t here = slot;
+        slot = slot + 1 == kRing ? 0 : slot + 1;
+        more = walk.Next(next);
+        if (more) {
+          in += next.in_step;
+          if (!next.follows) {
+            if (next.starts_tile) LoadTables(next);
+            in = next.in;
+            loaded = LinesOf(next.rows->in, next.inner, next.outer);
+          }
+          Load(next, loaded, in, slot);
+        }
+        AscendC::WaitFlag<HardEvent::MTE2_V>(here);
+        Rotate(steps, here * p_.ub.slot_bytes, token);
+        AscendC::SetFlag<HardEvent::V_MTE3>(here);
+        AscendC::WaitFlag<HardEvent::V_MTE3>(here);
+        Move<false>(box.rows->out, stored, out_[box.tensor], out, ring_, here * p_.ub.slot_bytes);
+        AscendC::SetFlag<HardEvent::MTE3_MTE2>(here);
+        out += box.out_step;
+        token += box.token_step;
+      } while (more && next.follows);
+    } while (more);
 
     AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
-    for (int32_t i = 0; i < Min(turn, kRing); ++i) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(i);
+    for (int32_t i = 0; i < kRing; ++i) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(i);
   }
 
  private:
   /// `bytes` of the unified buffer, as RopeLayout cuts it.
-  template <typename B>
-  ROPE_INLINE LocalTensor<B> Part(int32_t begin, int32_t bytes) {
-    LocalTensor<B> part = buffer_.template Get<uint8_t>()[begin].template ReinterpretCast<B>();
-    part.SetSize(bytes / static_cast<int32_t>(sizeof(B)));
+  ROPE_INLINE LocalTensor<uint8_t> Part(int32_t begin, int32_t bytes) {
+    LocalTensor<uint8_t> part = buffer_.template Get<uint8_t>()[begin];
+    part.SetSize(bytes);
     return part;
   }
 
+  /// Rows in a part of the unified buffer.
+  template <typename B>
+  struct Rows {
+    const LocalTensor<uint8_t>& part;
+    int32_t begin;   // bytes to the first
+    int32_t blocks;  // 32-byte blocks from row to row
+
+    /// From a column of the first row on.
+    ROPE_INLINE LocalTensor<B> operator[](int32_t column) const {
+      return part[begin + column * static_cast<int32_t>(sizeof(B))].template ReinterpretCast<B>();
+    }
+    /// Rows that begin so many bytes further on.
+    ROPE_INLINE Rows After(int32_t bytes) const { return {part, begin + bytes, blocks}; }
+  };
+
   // ---- Global memory <-> unified buffer -----------------------------------------------------
 
-  ROPE_INLINE void Load(const RopeBox& box, int32_t slot, int32_t turn) {
-    if (box.starts_tile) {
-      if (turn > 0) AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
-      for (int32_t i = 0; i < 2; ++i) {
-        const RopeTable& table = p_.tables[i];
-        const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
-        Move<true>(table.in, table_in_[i][first], raw_[i * p_.ub.raw_bytes],
-                   table.one_row ? 1 : box.tile_tokens, 1);
-      }
-      AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
+  /// How rows are cut into transfers: each moves `blocks` blocks of `rows` rows, `pitch` bytes
+  /// apart in global memory.
+  struct Lines {
+    int32_t count, blocks, rows;
+    int64_t pitch;
+  };
+
+  /// Of `outer` lines of `inner` rows. A line whose rows have no seam is one block; lines that
+  /// follow on at the rows' own distance are one transfer.
+  ROPE_INLINE Lines LinesOf(const RopeMove& move, int32_t inner, int32_t outer) {
+    const int32_t blocks = inner * move.halves;
+    if (move.runs || blocks == 1) return {1, outer, blocks, move.outer};
+    if (move.inner * blocks == move.outer) return {1, blocks * outer, 1, move.inner};
+    return {outer, blocks, 1, move.inner};
+  }
+
+  ROPE_INLINE void LoadTables(const RopeBox& box) {
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
+    for (int32_t i = 0; i < 2; ++i) {
+      const RopeTable& table = p_.tables[i];
+      Move<true>(table.in, LinesOf(table.in, table.one_row ? 1 : box.tile_tokens, 1), table_in_[i],
+                 box.batch * table.in.batch + box.tile_token * table.in.token, raw_,
+                 i * p_.ub.raw_bytes);
     }
-    if (turn >= kRing) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
-    MoveRows<true>(box, slot);
+    AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
+  }
+
+  /// The rows of a box, at byte `in` of q or k.
+  ROPE_INLINE void Load(const RopeBox& box, const Lines& lines, int64_t in, int32_t slot) {
+    AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
+    Move<true>(box.rows->in, lines, in_[box.tensor], in, ring_, slot * p_.ub.slot_bytes);
     AscendC::SetFlag<HardEvent::MTE2_V>(slot);
   }
 
-  /// Loads a box from q or k, or stores it to the output.
   template <bool kLoad>
-  ROPE_INLINE void MoveRows(const RopeBox& box, int32_t slot) {
-    const RopeMove& move = kLoad ? box.rows->in : box.rows->out;
-    const GlobalTensor<uint8_t>& gm = kLoad ? in_[box.tensor] : out_[box.tensor];
-    Move<kLoad>(move, gm[kLoad ? box.in : box.out], ring_[slot * p_.ub.slot_bytes], box.inner,
-                box.outer);
-  }
-
-  /// Moves `outer` lines of `inner` rows. A line whose rows have no seam is one block; lines that
-  /// follow on at the rows' own distance are one transfer.
-  template <bool kLoad>
-  ROPE_INLINE void Move(const RopeMove& move, const GlobalTensor<uint8_t>& gm,
-                        const LocalTensor<uint8_t>& ub, int32_t inner, int32_t outer) {
-    int64_t pitch = move.inner;
-    int32_t blocks = inner * move.halves, lines = 1, rows = 1;  // rows: of a block
-    if (move.runs || blocks == 1) {
-      rows = blocks;
-      blocks = outer;
-      pitch = move.outer;
-    } else if (pitch * blocks == move.outer) {
-      blocks *= outer;
-    } else {
-      lines = outer;
-    }
-    const RopeColumns* const end = move.columns + move.groups;
-    const RopeColumns* group = move.columns;
+  ROPE_INLINE void Move(const RopeMove& move, const Lines& lines, const GlobalTensor<uint8_t>& gm,
+                        int64_t gm_begin, const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
+    const RopeColumns* columns = move.columns;
+    int32_t groups = move.groups;
     do {
-      const RopeColumns& columns = *group;
-      const int32_t bytes = columns.bytes * rows;
+      const int32_t bytes = columns->bytes * lines.rows;
       AscendC::DataCopyExtParams params;
-      params.blockCount = static_cast<uint16_t>(blocks);
+      params.blockCount = static_cast<uint16_t>(lines.blocks);
       params.blockLen = static_cast<uint32_t>(bytes);
       params.rsv = 0;
-      const uint32_t gap = blocks > 1 ? static_cast<uint32_t>(pitch - bytes) : 0;
-      params.srcStride = kLoad ? gap : columns.ub_gap;
-      params.dstStride = kLoad ? columns.ub_gap : gap;
-      const AscendC::DataCopyPadExtParams<uint8_t> fill{columns.fill > 0, 0, columns.fill, 0};
-      int64_t from = columns.gm;
-      int32_t to = columns.ub, line = lines;
+      const uint32_t gap = lines.blocks > 1 ? static_cast<uint32_t>(lines.pitch - bytes) : 0;
+      params.srcStride = kLoad ? gap : columns->ub_gap;
+      params.dstStride = kLoad ? columns->ub_gap : gap;
+      const AscendC::DataCopyPadExtParams<uint8_t> fill{columns->fill > 0, 0, columns->fill, 0};
+      int64_t from = gm_begin + columns->gm;
+      int32_t to = ub_begin + columns->ub, left = lines.count;
       do {
         if constexpr (kLoad) {
           AscendC::DataCopyPad(ub[to], gm[from], params, fill);
@@ -227,203 +254,229 @@ class RopeKernel {
           AscendC::DataCopyPad(gm[from], ub[to], params);
         }
         from += move.outer;
-        to += blocks * columns.ub_pitch;
-      } while (--line > 0);
-    } while (++group < end);
+        to += lines.blocks * columns->ub_pitch;
+      } while (--left > 0);
+      ++columns;
+    } while (--groups > 0);
   }
 
   // ---- Tables -------------------------------------------------------------------------------
 
-  ROPE_INLINE void PrepareTables(const RopeBox& box) {
+  ROPE_INLINE void PrepareTables(int32_t tokens) {
     AscendC::WaitFlag<HardEvent::MTE2_V>(kTables);
-    for (int32_t i = 0; i < 2; ++i) {
-      if (p_.table_dtype == kTableFloat16) PrepareTable<half>(i, box.tile_tokens);
-      if (p_.table_dtype == kTableBFloat16) PrepareTable<bfloat16_t>(i, box.tile_tokens);
-      if (p_.table_dtype == kTableFloat32) PrepareTable<float>(i, box.tile_tokens);
-    }
+    if (p_.table_dtype == kTableFloat16) PrepareTables<half>(tokens);
+    if (p_.table_dtype == kTableBFloat16) PrepareTables<bfloat16_t>(tokens);
+    if (p_.table_dtype == kTableFloat32) PrepareTables<float>(tokens);
     AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
   }
 
-  /// cos (0) or sin (1) as loaded -> C or S of the tile.
+  /// cos (0) and sin (1) as loaded -> C and S of the tile.
   template <typename Table>
-  ROPE_INLINE void PrepareTable(int32_t which, int32_t rows) {
-    using TableBits = typename BitsOf<Table>::Type;
-    constexpr int32_t kTableBlock = kBlockBytes / sizeof(Table);  // elements
-    const bool one_row = p_.tables[which].one_row;
-    const LocalTensor<TableBits> raw =
-        raw_[which * p_.ub.raw_bytes].template ReinterpretCast<TableBits>();
-    const LocalTensor<float> table = tables_[which * (p_.ub.table_bytes / kFloatBytes)];
-    const bool swap = which == 1 && !p_.transpose;       // S = [sin2 | sin1]
-    int32_t blocks = p_.table_half_pitch / kTableBlock;  // from row to row
-    int32_t second = p_.half_tables ? 0 : p_.table_half_pitch;
-    LocalTensor<TableBits> halves = raw;
-    if (p_.split_tables) {
-      const int32_t count = one_row ? blocks : rows * blocks;
-      halves = sin_product_.template ReinterpretCast<TableBits>();
-      second = SplitBlocks(count) * kTableBlock;
-      PairRows seamless;
-      seamless.MakeSeamless();
-      SplitPairs<TableBits>(
-          {Address(raw), Address(cos_product_), {Address(halves), Address(halves[second])}},
-          seamless, count);
-    } else if (!p_.half_tables) {
-      blocks *= 2;
+  ROPE_INLINE void PrepareTables(int32_t tokens) {
+    const int32_t half = p_.table_half_pitch * sizeof(Table) / kBlockBytes;  // blocks, as loaded
+    for (int32_t i = 0; i < 2; ++i) {
+      const bool one_row = p_.tables[i].one_row;
+      const int32_t begin = i * p_.ub.raw_bytes;
+      int32_t second = p_.half_tables ? 0 : half * kBlockBytes;
+      if (p_.split_tables) {
+        const int32_t count = one_row ? half : half * tokens;
+        second = SplitBlocks(count) * kBlockBytes;
+        const uint64_t planes = Address(sin_product_, 0);
+        PairRows seamless;
+        seamless.MakeSeamless();
+        SplitPairs<typename BitsOf<Table>::Type>(
+            {Address(raw_, begin), Address(cos_product_, 0), {planes, planes + second}}, seamless,
+            count);
+        WidenTable<Table>(i, {sin_product_, 0, one_row ? 0 : half}, second, tokens);
+      } else {
+        const int32_t blocks = p_.half_tables ? half : 2 * half;
+        WidenTable<Table>(i, {raw_, begin, one_row ? 0 : blocks}, second, tokens);
+      }
     }
-    const LocalTensor<Table> from = halves.template ReinterpretCast<Table>();
-    WidenTable(table, from[swap ? second : 0], from[swap ? 0 : second], one_row ? 0 : blocks, rows);
   }
 
-  /// The first and second halves of a table's rows, `blocks` apart: Table -> (rounded to T ->)
-  /// fp32.
+  /// The first halves of a table's rows, and the second ones `second` bytes behind them: Table ->
+  /// (rounded to T ->) fp32.
   template <typename Table>
-  ROPE_INLINE void WidenTable(const LocalTensor<float>& to, const LocalTensor<Table>& first,
-                              const LocalTensor<Table>& second, int32_t blocks, int32_t rows) {
-    const LocalTensor<float> to2 = to[p_.half_pitch];
-    const int32_t to_blocks = p_.float_blocks;
+  ROPE_INLINE void WidenTable(int32_t which, const Rows<Table>& halves, int32_t second,
+                              int32_t rows) {
+    const bool swap = which == 1 && !p_.transpose;  // S = [sin2 | sin1]
+    const Rows<Table> from = halves.After(swap ? second : 0),
+                      from2 = halves.After(swap ? 0 : second);
+    const Rows<float> to{tables_, which * p_.ub.table_bytes, p_.float_blocks};
+    const Rows<float> to2 = to.After(p_.half_pitch * kFloatBytes);
     const Columns half{p_.rotary_dim / 2, p_.table_mask};
     if constexpr (!kFloat && !Same<T, Table>::value) {
       if (p_.round_tables) {
-        const int32_t dense = (half.width + kBlock - 1) / kBlock;  // blocks
-        const LocalTensor<T> rounded = cos_product_.template ReinterpretCast<T>();
-        const LocalTensor<T> rounded2 = rounded[rows * dense * kBlock];
+        const int32_t dense = (half.width + kBlock - 1) / kBlock;
+        const Rows<T> rounded{cos_product_, 0, dense};
+        const Rows<T> rounded2 = rounded.After(rows * dense * kBlockBytes);
         if constexpr (Same<Table, float>::value) {
-          CastRows(rounded, dense, first, blocks, half, rows, RoundMode::CAST_RINT);
-          CastRows(rounded2, dense, second, blocks, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded, from, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded2, from2, half, rows, RoundMode::CAST_RINT);
         } else {
-          CastRows(to, to_blocks, first, blocks, half, rows, RoundMode::CAST_NONE);
-          CastRows(to2, to_blocks, second, blocks, half, rows, RoundMode::CAST_NONE);
+          CastRows(to, from, half, rows, RoundMode::CAST_NONE);
+          CastRows(to2, from2, half, rows, RoundMode::CAST_NONE);
           AscendC::PipeBarrier<PIPE_V>();
-          CastRows(rounded, dense, to, to_blocks, half, rows, RoundMode::CAST_RINT);
-          CastRows(rounded2, dense, to2, to_blocks, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded, to, half, rows, RoundMode::CAST_RINT);
+          CastRows(rounded2, to2, half, rows, RoundMode::CAST_RINT);
         }
         AscendC::PipeBarrier<PIPE_V>();
-        CastRows(to, to_blocks, rounded, dense, half, rows, RoundMode::CAST_NONE);
-        CastRows(to2, to_blocks, rounded2, dense, half, rows, RoundMode::CAST_NONE);
+        CastRows(to, rounded, half, rows, RoundMode::CAST_NONE);
+        CastRows(to2, rounded2, half, rows, RoundMode::CAST_NONE);
         AscendC::PipeBarrier<PIPE_V>();
         return;
       }
     }
     if constexpr (Same<Table, float>::value) {
-      CopyRows(to, to_blocks, first, blocks, half, rows);
-      CopyRows(to2, to_blocks, second, blocks, half, rows);
+      CopyRows(to, from, half, rows);
+      CopyRows(to2, from2, half, rows);
     } else {
-      CastRows(to, to_blocks, first, blocks, half, rows, RoundMode::CAST_NONE);
-      CastRows(to2, to_blocks, second, blocks, half, rows, RoundMode::CAST_NONE);
+      CastRows(to, from, half, rows, RoundMode::CAST_NONE);
+      CastRows(to2, from2, half, rows, RoundMode::CAST_NONE);
     }
     AscendC::PipeBarrier<PIPE_V>();
   }
 
   // ---- Rotation -----------------------------------------------------------------------------
 
-  /// Rotates a box by rounds of vector instructions.
-  ROPE_INLINE void Rotate(const RopeBox& box, int32_t slot) {
+  /// How a box is rotated, by rounds of vector instructions: `lines` lines of `line` rows, of
+  /// which a round takes `step`.
+  struct Steps {
+    const RopeTensor* rows;
+    int32_t tensor, line, lines, step;
+    int32_t bytes, tokens;  // from round to round: in the ring, and of the tables
+    // How P = x*C and Q = x*S are made. An instruction takes 64 columns of the rows of a line, or
+    // (across) of one row of each line, whichever are more.
+    bool across;
+    BinaryRepeatParams multiply;
+    int32_t x_step, product_step, table_step;  // from instruction to instruction: elements
+  };
+
+  ROPE_INLINE Steps StepsOf(const RopeBox& box) {
     const RopeTensor& t = *box.rows;
     const int32_t line = t.parts ? 1 : box.inner;
-    int32_t left = t.parts ? box.inner : box.outer;
-    int32_t token = box.token - box.tile_token;
-    int32_t at = slot * p_.ub.slot_bytes + t.row_offset;
+    const int32_t lines = t.parts ? box.inner : box.outer;
+    const int32_t step = Min(t.step_lines, lines);
+    const int32_t blocks = p_.float_blocks;  // of the products and the tables
+    const int32_t x_blocks = kFloat ? t.row_blocks : blocks;
+    const bool across = step > line && line * Max(x_blocks, blocks) <= kMaxRepeats;
+    const int32_t stride = across ? line : 1, next = across ? 1 : line;
+    // Heads of a token read its table again and again.
+    const int32_t table_blocks = across == (t.over_tokens != 0) ? blocks : 0;
+    return {&t,
+            box.tensor,
+            line,
+            lines,
+            step,
+            step * line * t.row_blocks * kBlockBytes,
+            t.over_tokens ? step : 0,
+            across,
+            BinaryRepeatParams(1, 1, 1, static_cast<uint8_t>(stride * blocks),
+                               static_cast<uint8_t>(stride * x_blocks),
+                               static_cast<uint8_t>(table_blocks)),
+            next * x_blocks * kFloatBlock,
+            next * blocks * kFloatBlock,
+            (blocks - table_blocks) * kFloatBlock};
+  }
+
+  /// Rotates the box at byte `at` of the ring in place. token: of its first row, in the tile.
+  ROPE_INLINE void Rotate(const Steps& steps, int32_t at, int32_t token) {
+    at += steps.rows->row_offset;
+    int32_t left = steps.lines;
     do {
-      const int32_t lines = Min(t.step_lines, left);
-      RotateStep(box, at, token, line, lines);
-      at += line * lines * t.row_blocks * kBlockBytes;
-      token += t.over_tokens ? lines : 0;
-      left -= lines;
+      RotateStep(steps, at, token, Min(steps.step, left));
+      at += steps.bytes;
+      token += steps.tokens;
+      left -= steps.step;
     } while (left > 0);
   }
 
-  /// Rotates in place `lines` lines of `line` rows, the first at byte `at` of the ring. token: of
-  /// the first row, in the tile.
-  ROPE_INLINE void RotateStep(const RopeBox& box, int32_t at, int32_t token, int32_t line,
-                              int32_t lines) {
-    const RopeTensor& t = *box.rows;
-    const int32_t tensor = box.tensor;
+  /// Rotates `lines` lines of the box in place, the first at byte `at` of the ring.
+  ROPE_INLINE void RotateStep(const Steps& steps, int32_t at, int32_t token, int32_t lines) {
+    const int32_t rows = steps.line * lines;
     const int32_t half = p_.half_pitch;
-    const int32_t rows = line * lines;
-    const int32_t x_blocks = t.row_blocks, blocks = p_.float_blocks;
-    const LocalTensor<Bits> x = ring_[at].template ReinterpretCast<Bits>();
+    const int32_t plane = half / kBlock;  // blocks of a row in a plane of first or second elements
+    const PairRows& pairs = pair_rows_[steps.tensor];
     const Columns columns{p_.lanes, p_.half_mask};
+    const Rows<T> x{ring_, at, steps.rows->row_blocks};
+    const Rows<T> even{sin_product_, 0, plane};
+    const Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
     if constexpr (kFloat) {
+      const Rows<float> x2 = x.After(half * kFloatBytes);
       if constexpr (kSplit) {
-        const LocalTensor<float> odd = Split(x, tensor, rows);
-        CopyRows(x, x_blocks, sin_product_, half / kBlock, columns, rows);
-        CopyRows(x[half], x_blocks, odd, half / kBlock, columns, rows);
+        SplitPairs<Bits>({Address(x), Address(cos_product_), {Address(even), Address(odd)}}, pairs,
+                         rows * plane);
+        CopyRows(x, even, columns, rows);
+        CopyRows(x2, odd, columns, rows);
         AscendC::PipeBarrier<PIPE_V>();
       }
-      Multiply(x, x_blocks, t.over_tokens, token, line, lines);
+      Multiply(x, steps, token, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
-        const LocalTensor<float> odd = x[rows * half];
-        Combine(x, odd, half / kBlock, rows);
-        JoinPairs<float>({Address(x), Address(cos_product_), {Address(x), Address(odd)}},
-                         pair_rows_[tensor], Address(sin_product_), rows * half / kBlock);
+        const Rows<float> first{ring_, at, plane};
+        const Rows<float> second = first.After(rows * half * kFloatBytes);
+        Combine(first, second, rows);
+        JoinPairs<Bits>({Address(x), Address(cos_product_), {Address(first), Address(second)}},
+                        pairs, Address(sin_product_), rows * plane);
       } else {
-        Combine(x, x[half], x_blocks, rows);
+        Combine(x, x2, rows);
       }
     } else {
-      const LocalTensor<T> as_rows = x.template ReinterpretCast<T>();
+      const Rows<float> y{work_, 0, p_.float_blocks}, y2 = y.After(half * kFloatBytes);
       if constexpr (kSplit && kBFloat16) {
-        WidenPairs(x, x_blocks, rows);
+        WidenPairs(x, rows);
       } else if constexpr (kSplit) {
-        const LocalTensor<T> even = sin_product_.template ReinterpretCast<T>();
-        const LocalTensor<T> odd = Split(x, tensor, rows).template ReinterpretCast<T>();
-        CastRows(work_, blocks, even, half / kBlock, columns, rows, RoundMode::CAST_NONE);
-        CastRows(work_[half], blocks, odd, half / kBlock, columns, rows, RoundMode::CAST_NONE);
+        // The lines between the transposes lie in another third of the unified buffer than rows and
+        // planes, where no bank is both read and written.
+        SplitPairs<Bits>({Address(x), Address(y), {Address(even), Address(odd)}}, pairs,
+                         rows * plane);
+        CastRows(y, even, columns, rows, RoundMode::CAST_NONE);
+        CastRows(y2, odd, columns, rows, RoundMode::CAST_NONE);
       } else {
-        CastWholeRows(work_, blocks, as_rows, x_blocks, rows, RoundMode::CAST_NONE);
+        CastWholeRows(y, x, rows, RoundMode::CAST_NONE);
       }
       AscendC::PipeBarrier<PIPE_V>();
-      Multiply(work_, blocks, t.over_tokens, token, line, lines);
+      Multiply(y, steps, token, lines);
       if (p_.round_each) RoundProducts(rows);
-      Combine(work_, work_[half], blocks, rows);
+      Combine(y, y2, rows);
       if constexpr (kJoin && kBFloat16) {
-        NarrowPairs(x, x_blocks, rows);
+        NarrowPairs(x, rows);
       } else if constexpr (kJoin) {
-        const LocalTensor<T> even = cos_product_.template ReinterpretCast<T>();
-        const LocalTensor<T> odd = even[rows * half];
-        CastRows(even, half / kBlock, work_, blocks, columns, rows, RoundMode::CAST_RINT);
-        CastRows(odd, half / kBlock, work_[half], blocks, columns, rows, RoundMode::CAST_RINT);
+        const Rows<T> first{cos_product_, 0, plane};
+        const Rows<T> second = first.After(rows * plane * kBlockBytes);
+        CastRows(first, y, columns, rows, RoundMode::CAST_RINT);
+        CastRows(second, y2, columns, rows, RoundMode::CAST_RINT);
         AscendC::PipeBarrier<PIPE_V>();
         // Once the planes are in lines, their buffer is spare.
-        JoinPairs<Bits>({Address(x), Address(work_), {Address(even), Address(odd)}},
-                        pair_rows_[tensor], Address(cos_product_), rows * half / kBlock);
+        JoinPairs<Bits>({Address(x), Address(y), {Address(first), Address(second)}}, pairs,
+                        Address(cos_product_), rows * plane);
       } else {
-        CastWholeRows(as_rows, x_blocks, work_, blocks, rows, RoundMode::CAST_RINT);
+        CastWholeRows(x, y, rows, RoundMode::CAST_RINT);
       }
       AscendC::PipeBarrier<PIPE_V>();  // the next step writes what this one still reads
     }
   }
 
-  /// P = x*C, Q = x*S for `lines` lines of `line` rows, x_blocks apart. One instruction serves 64
-  /// columns of a line, or of one row of each line, whichever are more rows. Where they are heads
-  /// of a token they read its table again and again.
-  ROPE_INLINE void Multiply(const LocalTensor<float>& x, int32_t x_blocks, bool lines_are_tokens,
-                            int32_t token, int32_t line, int32_t lines) {
-    const int32_t blocks = p_.float_blocks;  // of the products and the tables
-    const bool across = lines > line && line * Max(x_blocks, blocks) <= kMaxRepeats;
-    const int32_t repeats = across ? lines : line, stride = across ? line : 1;
-    const int32_t loops = across ? line : lines, loop_stride = across ? 1 : line;
-    const bool over_tokens = across == lines_are_tokens;  // from repeat to repeat
-    const int32_t table_blocks = over_tokens ? blocks : 0;
-    const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(stride * blocks),
-                                    static_cast<uint8_t>(stride * x_blocks),
-                                    static_cast<uint8_t>(table_blocks));
-    const int32_t x_step = loop_stride * x_blocks * kFloatBlock;
-    const int32_t product_step = loop_stride * blocks * kFloatBlock;
-    const int32_t table_step = (blocks - table_blocks) * kFloatBlock;
-    const int32_t table = token * blocks * kFloatBlock;
-    const LocalTensor<float> c = tables_[table];
-    const LocalTensor<float> s = tables_[table + p_.ub.table_bytes / kFloatBytes];
+  /// P = x*C, Q = x*S.
+  ROPE_INLINE void Multiply(const Rows<float>& x, const Steps& steps, int32_t token,
+                            int32_t lines) {
+    const uint8_t repeats = static_cast<uint8_t>(steps.across ? lines : steps.line);
+    const int32_t loops = steps.across ? steps.line : lines;
+    const Rows<float> p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
+    const Rows<float> c{tables_, token * p_.float_blocks * kBlockBytes, 0};
+    const Rows<float> s = c.After(p_.ub.table_bytes);
     int32_t i = 0;
     do {
       if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
       int32_t row = p_.row.columns[i], product = row, entry = row, n = loops;
       do {
-        AscendC::Mul<float, false>(cos_product_[product], x[row], c[entry], MASK_PLACEHOLDER,
-                                   static_cast<uint8_t>(repeats), params);
-        AscendC::Mul<float, false>(sin_product_[product], x[row], s[entry], MASK_PLACEHOLDER,
-                                   static_cast<uint8_t>(repeats), params);
-        row += x_step;
-        product += product_step;
-        entry += table_step;
+        AscendC::Mul<float, false>(p[product], x[row], c[entry], MASK_PLACEHOLDER, repeats,
+                                   steps.multiply);
+        AscendC::Mul<float, false>(q[product], x[row], s[entry], MASK_PLACEHOLDER, repeats,
+                                   steps.multiply);
+        row += steps.x_step;
+        product += steps.product_step;
+        entry += steps.table_step;
       } while (--n > 0);
     } while (++i < p_.row.count);
     if (p_.row.count > p_.row.full) AscendC::ResetMask();
@@ -433,40 +486,38 @@ class RopeKernel {
   /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch.
   ROPE_INLINE void RoundProducts(int32_t rows) {
     const int32_t blocks = p_.float_blocks;
-    const LocalTensor<T> p = work_.template ReinterpretCast<T>();
-    const LocalTensor<T> q = p[rows * (blocks / 2) * kBlock];
-    CastWholeRows(p, blocks / 2, cos_product_, blocks, rows, RoundMode::CAST_RINT);
-    CastWholeRows(q, blocks / 2, sin_product_, blocks, rows, RoundMode::CAST_RINT);
+    const Rows<float> p{cos_product_, 0, blocks}, q{sin_product_, 0, blocks};
+    const Rows<T> rounded_p{work_, 0, blocks / 2};
+    const Rows<T> rounded_q = rounded_p.After(rows * (blocks / 2) * kBlockBytes);
+    CastWholeRows(rounded_p, p, rows, RoundMode::CAST_RINT);
+    CastWholeRows(rounded_q, q, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
-    CastWholeRows(cos_product_, blocks, p, blocks / 2, rows, RoundMode::CAST_NONE);
-    CastWholeRows(sin_product_, blocks, q, blocks / 2, rows, RoundMode::CAST_NONE);
+    CastWholeRows(p, rounded_p, rows, RoundMode::CAST_NONE);
+    CastWholeRows(q, rounded_q, rows, RoundMode::CAST_NONE);
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  /// y1 = P1 - Q2, y2 = P2 + Q1; transposed: y1 = P1 + Q2, y2 = P2 - Q1. Rows of y lie y_blocks
-  /// apart.
-  ROPE_INLINE void Combine(const LocalTensor<float>& y1, const LocalTensor<float>& y2,
-                           int32_t y_blocks, int32_t rows) {
+  /// y1 = P1 - Q2, y2 = P2 + Q1; transposed: y2 = P2 - Q1, y1 = P1 + Q2.
+  ROPE_INLINE void Combine(const Rows<float>& y1, const Rows<float>& y2, int32_t rows) {
     const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
-    const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(y_blocks), blocks, blocks);
+    const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(y1.blocks), blocks, blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
-    const LocalTensor<float> p2 = cos_product_[p_.half_pitch], q2 = sin_product_[p_.half_pitch];
+    const bool swap = p_.transpose;
+    const int32_t half = p_.half_pitch * kFloatBytes;
+    const int32_t a = swap ? half : 0, b = swap ? 0 : half;
+    const Rows<float> difference = swap ? y2 : y1, sum = swap ? y1 : y2;
+    const Rows<float> p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
     const int32_t width = p_.lanes;
-    for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      if (width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, p_.half_mask);
-      if (p_.transpose) {
-        AscendC::Add<float, false>(y1[c], cos_product_[c], q2[c], MASK_PLACEHOLDER, repeats,
-                                   params);
-        AscendC::Sub<float, false>(y2[c], p2[c], sin_product_[c], MASK_PLACEHOLDER, repeats,
-                                   params);
-      } else {
-        AscendC::Sub<float, false>(y1[c], cos_product_[c], q2[c], MASK_PLACEHOLDER, repeats,
-                                   params);
-        AscendC::Add<float, false>(y2[c], p2[c], sin_product_[c], MASK_PLACEHOLDER, repeats,
-                                   params);
-      }
-    }
-    if (width % kRepeatFloats != 0) AscendC::ResetMask();
+    int32_t i = 0;
+    do {
+      if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, p_.half_mask);
+      AscendC::Sub<float, false>(difference[i], p.After(a)[i], q.After(b)[i], MASK_PLACEHOLDER,
+                                 repeats, params);
+      AscendC::Add<float, false>(sum[i], p.After(b)[i], q.After(a)[i], MASK_PLACEHOLDER, repeats,
+                                 params);
+      i += kRepeatFloats;
+    } while (i < width);
+    if (i > width) AscendC::ResetMask();
     AscendC::PipeBarrier<PIPE_V>();
   }
 
@@ -479,26 +530,26 @@ class RopeKernel {
   };
 
   template <typename D, typename S>
-  ROPE_INLINE void CastRows(const LocalTensor<D>& to, int32_t to_blocks, const LocalTensor<S>& from,
-                            int32_t from_blocks, const Columns& columns, int32_t rows,
-                            RoundMode mode) {
-    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to_blocks),
-                                   static_cast<uint8_t>(from_blocks));
-    for (int32_t c = 0; c < columns.width; c += kRepeatFloats) {
-      if (columns.width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
-      AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
+  ROPE_INLINE void CastRows(const Rows<D>& to, const Rows<S>& from, const Columns& columns,
+                            int32_t rows, RoundMode mode) {
+    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks),
+                                   static_cast<uint8_t>(from.blocks));
+    int32_t i = 0;
+    do {
+      if (columns.width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
+      AscendC::Cast<D, S, false>(to[i], from[i], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                  params);
-    }
-    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
+      i += kRepeatFloats;
+    } while (i < columns.width);
+    if (i > columns.width) AscendC::ResetMask();
   }
 
   /// Both halves of rows.
   template <typename D, typename S>
-  ROPE_INLINE void CastWholeRows(const LocalTensor<D>& to, int32_t to_blocks,
-                                 const LocalTensor<S>& from, int32_t from_blocks, int32_t rows,
+  ROPE_INLINE void CastWholeRows(const Rows<D>& to, const Rows<S>& from, int32_t rows,
                                  RoundMode mode) {
-    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to_blocks),
-                                   static_cast<uint8_t>(from_blocks));
+    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks),
+                                   static_cast<uint8_t>(from.blocks));
     int32_t i = 0;
     do {
       if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
@@ -509,95 +560,90 @@ class RopeKernel {
     if (p_.row.count > p_.row.full) AscendC::ResetMask();
   }
 
-  ROPE_INLINE void CopyRows(const LocalTensor<float>& to, int32_t to_blocks,
-                            const LocalTensor<float>& from, int32_t from_blocks,
-                            const Columns& columns, int32_t rows) {
+  ROPE_INLINE void CopyRows(const Rows<float>& to, const Rows<float>& from, const Columns& columns,
+                            int32_t rows) {
     AscendC::CopyRepeatParams params;
     params.dstStride = 1;
     params.srcStride = 1;
-    params.dstRepeatSize = static_cast<uint16_t>(to_blocks);
-    params.srcRepeatSize = static_cast<uint16_t>(from_blocks);
-    for (int32_t c = 0; c < columns.width; c += kRepeatFloats) {
-      if (columns.width - c < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
-      AscendC::Copy<float, false>(to[c], from[c], MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
+    params.dstRepeatSize = static_cast<uint16_t>(to.blocks);
+    params.srcRepeatSize = static_cast<uint16_t>(from.blocks);
+    int32_t i = 0;
+    do {
+      if (columns.width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
+      AscendC::Copy<float, false>(to[i], from[i], MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                   params);
-    }
-    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
+      i += kRepeatFloats;
+    } while (i < columns.width);
+    if (i > columns.width) AscendC::ResetMask();
   }
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
 
   /// Rows of bf16 pairs -> first and second elements in fp32, in the work buffer. bf16 is the upper
   /// half of fp32, and of a pair read as 32 bits the first element is the lower half.
-  ROPE_INLINE void WidenPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks, int32_t rows) {
-    const LocalTensor<uint32_t> pairs = x.template ReinterpretCast<uint32_t>();
-    const LocalTensor<uint32_t> first = work_.template ReinterpretCast<uint32_t>();
-    const LocalTensor<uint16_t> second = work_[p_.half_pitch].template ReinterpretCast<uint16_t>();
-    const LocalTensor<uint16_t> upper = upper_.template ReinterpretCast<uint16_t>();
+  ROPE_INLINE void WidenPairs(const Rows<bfloat16_t>& x, int32_t rows) {
     const uint8_t to = static_cast<uint8_t>(p_.float_blocks);
-    const uint8_t from = static_cast<uint8_t>(x_blocks);
+    const uint8_t from = static_cast<uint8_t>(x.blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
     const UnaryRepeatParams shift(1, 1, to, from);
     const BinaryRepeatParams mask(1, 1, 0, to, from, 0);
+    const Rows<uint32_t> pairs{x.part, x.begin, 0}, first{work_, 0, 0};
+    const Rows<uint16_t> halves{x.part, x.begin, 0};
+    const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0}, upper{upper_, 0, 0};
     const int32_t width = p_.lanes;
-    for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      const bool partial = width - c < kRepeatFloats;
+    int32_t i = 0;
+    do {
+      const bool partial = width - i < kRepeatFloats;
       if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
-      AscendC::ShiftLeft<uint32_t, false>(first[c], pairs[c], uint32_t{16}, MASK_PLACEHOLDER,
+      AscendC::ShiftLeft<uint32_t, false>(first[i], pairs[i], uint32_t{16}, MASK_PLACEHOLDER,
                                           repeats, shift);
       if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
-      AscendC::And<uint16_t, false>(second[2 * c], x[2 * c], upper, MASK_PLACEHOLDER, repeats,
-                                    mask);
-    }
-    if (width % kRepeatFloats != 0) AscendC::ResetMask();
+      AscendC::And<uint16_t, false>(second[2 * i], halves[2 * i], upper[0], MASK_PLACEHOLDER,
+                                    repeats, mask);
+      i += kRepeatFloats;
+    } while (i < width);
+    if (i > width) AscendC::ResetMask();
   }
 
   /// The other way round: the work buffer's halves are rounded to bf16, as fp32 again, and the
   /// first elements' upper halves moved into the seconds' lower ones.
-  ROPE_INLINE void NarrowPairs(const LocalTensor<uint16_t>& x, int32_t x_blocks, int32_t rows) {
+  ROPE_INLINE void NarrowPairs(const Rows<bfloat16_t>& x, int32_t rows) {
     const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
-    const LocalTensor<bfloat16_t> rounded = cos_product_.template ReinterpretCast<bfloat16_t>();
-    CastWholeRows(rounded, blocks / 2, work_, blocks, rows, RoundMode::CAST_RINT);
+    const Rows<float> y{work_, 0, blocks};
+    const Rows<bfloat16_t> rounded{cos_product_, 0, blocks / 2};
+    CastWholeRows(rounded, y, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
-    CastWholeRows(work_, blocks, rounded, blocks / 2, rows, RoundMode::CAST_NONE);
+    CastWholeRows(y, rounded, rows, RoundMode::CAST_NONE);
     AscendC::PipeBarrier<PIPE_V>();
-    const LocalTensor<uint32_t> first = work_.template ReinterpretCast<uint32_t>();
-    const LocalTensor<uint16_t> second = work_[p_.half_pitch].template ReinterpretCast<uint16_t>();
-    const LocalTensor<uint32_t> moved = sin_product_.template ReinterpretCast<uint32_t>();
-    const LocalTensor<uint16_t> lower = sin_product_.template ReinterpretCast<uint16_t>();
     const uint8_t repeats = static_cast<uint8_t>(rows);
     const UnaryRepeatParams shift(1, 1, blocks, blocks);
-    const BinaryRepeatParams join(1, 1, 1, static_cast<uint8_t>(x_blocks), blocks, blocks);
+    const BinaryRepeatParams join(1, 1, 1, static_cast<uint8_t>(x.blocks), blocks, blocks);
+    const Rows<uint32_t> first{work_, 0, 0}, moved{sin_product_, 0, 0};
+    const Rows<uint16_t> lower{sin_product_, 0, 0};
+    const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0};
+    const Rows<uint16_t> halves{x.part, x.begin, 0};
     const int32_t width = p_.lanes;
-    for (int32_t c = 0; c < width; c += kRepeatFloats) {
-      const bool partial = width - c < kRepeatFloats;
+    int32_t i = 0;
+    do {
+      const bool partial = width - i < kRepeatFloats;
       if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
-      AscendC::ShiftRight<uint32_t, false>(moved[c], first[c], uint32_t{16}, MASK_PLACEHOLDER,
+      AscendC::ShiftRight<uint32_t, false>(moved[i], first[i], uint32_t{16}, MASK_PLACEHOLDER,
                                            repeats, shift);
       AscendC::PipeBarrier<PIPE_V>();
       if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
-      AscendC::Or<uint16_t, false>(x[2 * c], lower[2 * c], second[2 * c], MASK_PLACEHOLDER, repeats,
-                                   join);
-    }
-    if (width % kRepeatFloats != 0) AscendC::ResetMask();
-  }
-
-  /// Rows of pairs -> an even plane at the beginning of Q's buffer, and an odd one, which is given.
-  ROPE_INLINE LocalTensor<Bits> Split(const LocalTensor<Bits>& x, int32_t tensor, int32_t rows) {
-    const int32_t blocks = rows * p_.half_pitch / kBlock;
-    const LocalTensor<Bits> even = sin_product_.template ReinterpretCast<Bits>();
-    const LocalTensor<Bits> odd = even[SplitBlocks(blocks) * kBlock];
-    // Between the transposes, in another third of the unified buffer than rows and planes, where no
-    // bank is both read and written. fp32 has nothing there, its rows are rotated in the ring.
-    const uint64_t lines = kFloat ? Address(cos_product_) : Address(work_);
-    SplitPairs<Bits>({Address(x), lines, {Address(even), Address(odd)}}, pair_rows_[tensor],
-                     blocks);
-    return odd;
+      AscendC::Or<uint16_t, false>(halves[2 * i], lower[2 * i], second[2 * i], MASK_PLACEHOLDER,
+                                   repeats, join);
+      i += kRepeatFloats;
+    } while (i < width);
+    if (i > width) AscendC::ResetMask();
   }
 
   template <typename B>
-  ROPE_INLINE static uint64_t Address(const LocalTensor<B>& tensor) {
-    return reinterpret_cast<uint64_t>(tensor.GetPhyAddr());
+  ROPE_INLINE static uint64_t Address(const Rows<B>& rows) {
+    return Address(rows.part, rows.begin);
+  }
+  ROPE_INLINE static uint64_t Address(const LocalTensor<uint8_t>& part, int32_t begin = 0) {
+    return reinterpret_cast<uint64_t>(part[begin].GetPhyAddr());
   }
 
   const RopeParams& p_;
@@ -605,12 +651,12 @@ class RopeKernel {
   GlobalTensor<uint8_t> in_[2], out_[2], table_in_[2];
 
   AscendC::TBuf<AscendC::TPosition::VECIN> buffer_;  // all of it, cut as RopeLayout says
-  LocalTensor<float> work_;         // rows in fp32: x, then y; also the scratch of transposes
-  LocalTensor<uint32_t> upper_;     // a block of ones in the upper halves
-  LocalTensor<float> tables_;       // C and S of the tile
-  LocalTensor<uint8_t> raw_;        // cos and sin as loaded
-  LocalTensor<float> cos_product_;  // P; also planes, and the scratch of table work
-  LocalTensor<float> sin_product_;  // Q; the same
+  LocalTensor<uint8_t> work_;         // rows in fp32: x, then y; also the scratch of transposes
+  LocalTensor<uint8_t> upper_;        // a block of ones in the upper halves
+  LocalTensor<uint8_t> tables_;       // C and S of the tile
+  LocalTensor<uint8_t> raw_;          // cos and sin as loaded
+  LocalTensor<uint8_t> cos_product_;  // P; also planes, and the scratch of table work
+  LocalTensor<uint8_t> sin_product_;  // Q; the same
   LocalTensor<uint8_t> ring_;
   PairRows pair_rows_[2];  // of q and k, where they are transposed
 };

@@ -154,12 +154,17 @@ struct RopeBox {
   int32_t tile_token;  // first token of the tile, whose tables serve this box
   int32_t tile_tokens;
   int32_t starts_tile;  // 1 for the first box of a tile
-  int32_t follows;      // 1: as the box before it, but for other tokens
+  // 1: this box is of one shape with the box before it, and so far from it. All above is then of
+  // the first such box.
+  int32_t follows;
+  int64_t in_step, out_step;
+  int32_t token_step, head_step;
 };
 
 /// The boxes of one core, in order. A core owns a range of tokens (batch and tokens counted as one)
 /// and a range of heads (q's and then k's counted as one). Its tokens go by in tiles; of a tile
-/// first q's boxes, then k's; of the same heads, token after token.
+/// first q's boxes, then k's; of the same heads, token after token. Boxes of one shape follow each
+/// other along the tokens of a tile, or along the heads where a box has all of its tokens.
 class RopeWalk {
  public:
   ROPE_INLINE RopeWalk(const RopeParams& params, int32_t core) : p_(params) {
@@ -181,35 +186,34 @@ class RopeWalk {
 
   /// The box after `box`, which is what the last call gave; or false when there is none.
   ROPE_INLINE bool Next(RopeBox& box) {
-    const int32_t rest = tile_tokens_ - token_;
-    if (token_ > 0 && rest >= box.tokens) {
-      box.in += in_step_;
-      box.out += out_step_;
-      box.token += box.tokens;
-      box.starts_tile = 0;
+    if (next_ + piece_ <= end_) {
+      next_ += piece_;
       box.follows = 1;
-    } else {
-      while (head_ >= head_end_) {
-        if (tensor_ == 0) {
-          StartTensor(1);
-        } else {
-          left_ -= tile_tokens_;
-          if (left_ <= 0) return false;
-          tile_token_ += tile_tokens_;
-          if (tile_token_ == p_.tokens) {
-            tile_token_ = 0;
-            ++batch_;
-          }
-          StartTile();
-        }
-      }
-      MakeBox(box);
+      return true;
     }
-    token_ += box.tokens;
-    if (token_ == tile_tokens_) {
+    if (over_heads_) {
+      head_ = next_;
+    } else if (next_ < end_) {
+      token_ = next_;
+    } else {
       token_ = 0;
       head_ += box.heads;
     }
+    while (head_ >= head_end_) {
+      if (tensor_ == 0) {
+        StartTensor(1);
+      } else {
+        left_ -= tile_tokens_;
+        if (left_ <= 0) return false;
+        tile_token_ += tile_tokens_;
+        if (tile_token_ == p_.tokens) {
+          tile_token_ = 0;
+          ++batch_;
+        }
+        StartTile();
+      }
+    }
+    MakeBox(box);
     return true;
   }
 
@@ -222,7 +226,7 @@ class RopeWalk {
 
   ROPE_INLINE void StartTensor(int32_t tensor) {
     tensor_ = tensor;
-    head_ = heads_begin_[tensor];
+    head_ = next_ = heads_begin_[tensor];
     head_end_ = heads_end_[tensor];
     token_ = 0;
   }
@@ -240,22 +244,31 @@ class RopeWalk {
     box.outer = t.head_major ? box.heads : box.tokens;
     box.in = box.batch * t.in.batch + box.token * t.in.token + box.head * t.in.head;
     box.out = box.batch * t.out.batch + box.token * t.out.token + box.head * t.out.head;
-    in_step_ = box.tokens * t.in.token;
-    out_step_ = box.tokens * t.out.token;
     box.tile_token = tile_token_;
     box.tile_tokens = tile_tokens_;
     box.starts_tile = starts_tile_;
     box.follows = 0;
     starts_tile_ = 0;
+
+    over_heads_ = box.tokens == tile_tokens_;
+    piece_ = over_heads_ ? box.heads : box.tokens;
+    next_ = (over_heads_ ? head_ : token_) + piece_;
+    end_ = over_heads_ ? head_end_ : tile_tokens_;
+    box.token_step = over_heads_ ? 0 : piece_;
+    box.head_step = over_heads_ ? piece_ : 0;
+    box.in_step = piece_ * (over_heads_ ? t.in.head : t.in.token);
+    box.out_step = piece_ * (over_heads_ ? t.out.head : t.out.token);
   }
 
   const RopeParams& p_;
-  int64_t in_step_ = 0, out_step_ = 0;     // bytes from a box to the next one of the same heads
   int32_t left_;                           // tokens of the core, from this tile on
   int32_t heads_begin_[2], heads_end_[2];  // of the core in q and k
   int32_t batch_, tile_token_, tile_tokens_;
   int32_t starts_tile_, tensor_;
-  int32_t head_, head_end_, token_;  // of the next box
+  int32_t head_, head_end_, token_;  // of the box that the following ones are like
+  // Along tokens or heads: where the next box would begin, its length, and where boxes end.
+  int32_t next_, piece_ = 1, end_ = 0;
+  int32_t over_heads_ = 1;
 };
 
 }  // namespace npu_rope

@@ -563,8 +563,20 @@ std::vector<RopeBox> boxes_of(const RopePlan& plan, int32_t core) {
   std::vector<RopeBox> boxes;
   if (core >= plan.cores) return boxes;
   RopeWalk walk(plan.params, core);
-  RopeBox box;
-  while (walk.Next(box)) boxes.push_back(box);
+  RopeBox next;
+  while (walk.Next(next)) {
+    RopeBox box = next;
+    if (box.follows) {
+      box = boxes.back();
+      box.in += box.in_step;
+      box.out += box.out_step;
+      box.token += box.token_step;
+      box.head += box.head_step;
+      box.starts_tile = 0;
+      box.follows = 1;
+    }
+    boxes.push_back(box);
+  }
   return boxes;
 }
 
