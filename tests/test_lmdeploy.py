@@ -41,7 +41,9 @@ def run(pair: tuple[str, str], *files: str, npu: bool = False) -> None:
     assert re.search(r"\b[1-9]\d* passed", result.stdout)
 
 
-@pytest.mark.parametrize("files", [("layer.py", "steps.py", "norms.py", "models.py"), ("processes.py",)])
+@pytest.mark.parametrize(
+    "files", [("layer.py", "steps.py", "norms.py", "models.py"), ("processes.py",)]
+)
 def test_newest_pair(files: tuple[str, ...]) -> None:
     run(packages.NEWEST, *files)
 

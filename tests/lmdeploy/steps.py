@@ -362,7 +362,7 @@ def test_a_source_that_reads_differently_is_left_as_it_is(step: Step) -> None:
     try:
         original = patch.find(importlib.import_module(patch.module))
         other = replace(patch.replace, before=patch.replace.before.replace("(", "(None, ", 1))
-        with pytest.raises(drop_in.source.Unknown, match="0 times, expected once"):
+        with pytest.raises(drop_in.patch.source.Unknown, match="0 times, expected once"):
             other(original, drop_in.patch.counts[step.switch])
         if patch.replace.relies_on:
             other = type(patch.replace)(
@@ -371,7 +371,7 @@ def test_a_source_that_reads_differently_is_left_as_it_is(step: Step) -> None:
                     "relies_on": dict.fromkeys(patch.replace.relies_on, ("x",)),
                 }
             )
-            with pytest.raises(drop_in.source.Unknown, match="reads differently"):
+            with pytest.raises(drop_in.patch.source.Unknown, match="reads differently"):
                 other(original, drop_in.patch.counts[step.switch])
     finally:
         drop_in.enable()

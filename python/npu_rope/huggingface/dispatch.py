@@ -143,7 +143,13 @@ def form_of(
 
 
 def rotate(
-    index: int, unsqueeze_dim: int, q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor
+    index: int,
+    unsqueeze_dim: int,
+    q: Tensor,
+    k: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    norm: forms.Norm | None = None,
 ) -> Any:  # noqa: ANN401
     """What the function returns, by the operator; None where only its own code will do."""
     if q.device.type not in DEVICES:
@@ -158,7 +164,7 @@ def rotate(
             return None
         if not form.in_training and (q.requires_grad or (k is not None and k.requires_grad)):
             return None
-    return forms.apply(form, q, k, cos, sin)
+    return forms.apply(form, q, k, cos, sin, norm)
 
 
 def _spec(x: Tensor) -> tuple[torch.dtype, int, int]:
@@ -166,23 +172,50 @@ def _spec(x: Tensor) -> tuple[torch.dtype, int, int]:
     return x.dtype, x.dim(), operator.index(x.shape[-1])
 
 
-def replacement(function: Callable, name: str, *, keep_bits: bool) -> Callable:
-    """A function of the same arguments that asks the operator first."""
+def replacement(
+    function: Callable, name: str, *, keep_bits: bool, with_norms: bool = False
+) -> Callable:
+    """A function of the same arguments that asks the operator first.
+
+    with_norms: it takes the norms of q and k before them, (q_norm, k_norm, eps, offset, q, k, ...).
+    """
     own = own_code(function)
     index = entry(function, name, own, keep_bits=keep_bits)
     role = _entries[index].roles
     rotation = {role.q, role.k, role.cos, role.sin, "unsqueeze_dim"}
 
-    def rotary(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def ours(norm: forms.Norm | None, args: tuple, kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         given = dict(zip(role.names, args, strict=False))
         given.update(kwargs)
         for name, value in given.items():
             if name not in rotation and value is not role.defaults.get(name):
-                return own(*args, **kwargs)
+                return None
         cos = given[role.cos]
         cos, sin = (cos.real, cos.imag) if role.sin is None else (cos, given[role.sin])
         key = None if role.k is None else given.get(role.k)
-        result = rotate(index, role.unsqueeze_dim(given), given[role.q], key, cos, sin)
+        return rotate(index, role.unsqueeze_dim(given), given[role.q], key, cos, sin, norm)
+
+    def rotary(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = ours(None, args, kwargs)
         return own(*args, **kwargs) if result is None else result
 
-    return rotary
+    def normed(
+        q_norm: nn.Module,
+        k_norm: nn.Module,
+        eps: float,
+        offset: float,
+        q: Tensor,
+        k: Tensor,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """The same for rows that the model norms first."""
+        weights = q_norm.weight, k_norm.weight
+        # Of another dtype, they change the result's; those of an offloaded module are elsewhere.
+        if all(w.dtype == q.dtype and w.device == q.device for w in weights):
+            result = ours((*weights, eps, offset), (q, k, *args), kwargs)
+            if result is not None:
+                return result
+        return rotary(q_norm(q), k_norm(k), *args, **kwargs)
+
+    return normed if with_norms else rotary

@@ -7,6 +7,7 @@ reads other entries of them, or with another sign, is told apart.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ _BATCH, _TOKENS, _Q_HEADS, _K_HEADS = 2, 5, 3, 4
 NOT_RUN = "it does not run on such tensors"
 
 # What a wrong guess of the layout or of the options raises, in the function or in the operator.
-_REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
+REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, AssertionError)
 
 
 class Spec(NamedTuple):
@@ -69,9 +70,13 @@ class Form:
     in_training: bool = True  # the gradients are those of autograd through the function
 
 
+# The weights of q's norm and of k's, eps and weight_offset. Plain, for the tracer.
+Norm = tuple[Tensor, Tensor, float, float]
+
+
 # Functions, not methods: torch.compile traces no method of what it was given as a constant.
 def apply(
-    form: Form, q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor
+    form: Form, q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, norm: Norm | None = None
 ) -> Tensor | tuple[Tensor, Tensor | None]:
     if form.columns != cos.shape[-1]:
         cos, sin = cos[..., : form.columns], sin[..., : form.columns]
@@ -79,19 +84,22 @@ def apply(
         sin = -sin
     if form.dtype is not None:
         q, k = q.to(form.dtype), k if k is None else k.to(form.dtype)
-    turned, key = torch.ops.npu_rope.apply(
-        q,
-        k,
-        cos,
-        sin,
-        layout=form.layout,
-        rotary_dim=form.rotary_dim,
-        rotary_offset=form.rotary_offset,
-        interleaved=form.interleaved,
-        deinterleave=form.deinterleave,
-        cast_tables=form.cast_tables,
-        round_each=form.round_each,
-    )
+    options = {
+        "layout": form.layout,
+        "rotary_dim": form.rotary_dim,
+        "rotary_offset": form.rotary_offset,
+        "interleaved": form.interleaved,
+        "deinterleave": form.deinterleave,
+        "cast_tables": form.cast_tables,
+        "round_each": form.round_each,
+    }
+    if norm is None:
+        turned, key = torch.ops.npu_rope.apply(q, k, cos, sin, **options)
+    else:
+        q_weight, k_weight, eps, offset = norm
+        turned, key = torch.ops.npu_rope.norm_apply(
+            q, k, q_weight, k_weight, cos, sin, eps=eps, weight_offset=offset, **options
+        )
     return turned if form.single else (turned, key)
 
 
@@ -126,14 +134,20 @@ def find(function: Function, call: Call, *, keep_bits: bool) -> Form | str:
     With keep_bits its results are bit for bit the function's; without, the operator computes in
     float32 from the tables as they are, and rounds once.
     """
-    # The model may be under inference mode, autocast, a default device or a tracer: this is not.
+    with undisturbed():
+        return _find(function, call, keep_bits)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """By what the model may be under: inference mode, autocast, a default device or a tracer."""
     with (
         _disable_current_modes(),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
     ):
-        return _find(function, call, keep_bits)
+        yield
 
 
 def _find(function: Function, call: Call, keep_bits: bool) -> Form | str:
@@ -144,7 +158,7 @@ def _find(function: Function, call: Call, keep_bits: bool) -> Form | str:
             continue
         try:
             own = function(*inputs, call.unsqueeze_dim)
-        except _REFUSALS:
+        except REFUSALS:
             continue
         if (outputs := _outputs(own, inputs)) is None:
             reason = "it returns something else than q and k rotated"
@@ -184,7 +198,7 @@ def _near(form: Form, function: Function, call: Call) -> bool:
         own = _outputs(function(*inputs, call.unsqueeze_dim), inputs)
         try:
             ours = _outputs(apply(form, *inputs), inputs)
-        except _REFUSALS:
+        except REFUSALS:
             return False
         if not all(
             one.dtype is other.dtype and torch.allclose(one, other, rtol=0, atol=near)
@@ -206,7 +220,7 @@ def _with_same_bits(form: Form, function: Function, call: Call) -> Form | None:
             own, own_gradients = _run(function, (*inputs, call.unsqueeze_dim))
             try:
                 ours, gradients = _run(functools.partial(apply, exact), inputs)
-            except _REFUSALS:
+            except REFUSALS:
                 break
             if not all(map(torch.equal, own, ours)):
                 break

@@ -9,22 +9,32 @@ from types import CellType, CodeType, FunctionType, MethodType
 
 from torch import nn
 
-from . import dispatch
+from . import dispatch, norms
 
 
-def patch(model: nn.Module, *, keep_bits: bool = True) -> dict[str, int]:
+def patch(model: nn.Module, *, keep_bits: bool = True, with_norms: bool = False) -> dict[str, int]:
     """Let this model's modules call the operator where they call a rotary function.
 
     Every method of every module that calls a function over q, k, cos and sin is given to that
     module anew, calling the operator in its place; other models are not touched. See
     :func:`npu_rope.huggingface.register` for ``keep_bits`` and for what is left to the model.
 
+    Args:
+        keep_bits: as for ``register``.
+        with_norms: where a method norms every head of q and k by RMSNorm just before it rotates
+            them, as Qwen3's and Gemma-3's do, both are one call. It rounds once, at the end, so it
+            is refused beside ``keep_bits``.
+
     Returns:
-        How many modules call each function, by the function's name.
+        How many modules call each function, by the function's name; "... after norms" where the
+        norms are in the call.
 
     Raises:
-        ValueError: no module of the model calls such a function. Nothing is changed then.
+        ValueError: no module of the model calls such a function, or both arguments are True.
+            Nothing is changed then.
     """
+    if with_norms and keep_bits:
+        raise ValueError("with_norms rounds otherwise than the model, expected keep_bits=False")
     methods = [
         (module, name, method, called)
         for module in model.modules()
@@ -38,7 +48,11 @@ def patch(model: nn.Module, *, keep_bits: bool = True) -> dict[str, int]:
         )
     counts: dict[str, int] = {}
     for module, name, method, called in methods:
-        changed = _calling_ours(method, keep_bits)
+        changed = with_norms and _norming_ours(module, method)
+        if changed:
+            called = [f"{function} after norms" for function in called]
+        else:
+            changed = _calling_ours(method, keep_bits)
         setattr(changed, _ORIGINAL, method)
         setattr(module, name, MethodType(changed, module))
         for function in called:
@@ -117,6 +131,18 @@ def _global_names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _global_names(constant)
+
+
+def _norming_ours(module: nn.Module, function: FunctionType) -> FunctionType | None:
+    """The method with the module's norms of q and k in the one call that rotates them."""
+    rotary = tuple(_rotary_names(function))
+    step = norms.find(function, rotary)
+    if step is None or len(rotary) != 1:
+        return None
+    modules = (getattr(module, name, None) for name in (step.q_norm, step.k_norm))
+    if (constants := norms.constants(*modules)) is None:
+        return None
+    return norms.rewritten(function, step, _full_name(function, step.rotary), *constants)
 
 
 def _calling_ours(function: FunctionType, keep_bits: bool) -> FunctionType:

@@ -5,7 +5,7 @@ imported, run npu_rope's operator.
 
     rotate.py   what is rotated, and how: each call of LMDeploy's as one launch
     patch.py    how that gets into LMDeploy: every patched name in one table, PATCHES
-    source.py   replaces a few statements of a method, where they are the expected ones
+                (npu_rope/source.py replaces statements of a method, where they are as expected)
     report.py   calls served and left, versions, what doctor shows
 
 What the operator's checks refuse goes to LMDeploy's own code, call by call, as does everything in

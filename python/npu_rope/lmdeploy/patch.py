@@ -21,8 +21,8 @@ import torch
 from npu_rope_autoload import logger
 
 import npu_rope
-from npu_rope import _C
-from npu_rope.lmdeploy import rotate, source
+from npu_rope import _C, source
+from npu_rope.lmdeploy import rotate
 from npu_rope.lmdeploy.report import Count, version
 
 Function = Callable[..., Any]

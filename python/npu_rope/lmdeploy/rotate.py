@@ -14,8 +14,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from npu_rope import _C
-from npu_rope.lmdeploy import source
+from npu_rope import _C, source
 
 Pair = tuple[Tensor, Tensor]
 

@@ -1,6 +1,6 @@
-"""A method of LMDeploy's with a few of its statements replaced, where they are the ones expected.
+"""A method of another package with a few of its statements replaced, where they are as expected.
 
-The rest of the method stays LMDeploy's, whatever version it is of. Where the statements are not
+The rest of the method stays the other's, whatever version it is of. Where the statements are not
 there, or not once, or what they rely on reads differently, nothing is replaced: `Unknown` says so.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class Unknown(Exception):
-    """This version of LMDeploy's reads differently from the ones that were tried."""
+    """It reads differently from what was tried."""
 
 
 def replaced(
@@ -29,8 +29,15 @@ def replaced(
     `its_own` stands for what was there. It sees what `names` names, beside all that the function
     sees.
     """
-    definition = _definition_of(function)
+    definition = definition_of(function)
     _replace(definition, before, ours)
+    return compiled(definition, function, names)
+
+
+def compiled(
+    definition: ast.FunctionDef, function: Callable[..., Any], names: Mapping[str, object]
+) -> Callable[..., Any]:
+    """The function with this definition in place of its own, which sees what `names` names too."""
     # A function inside another one, whose arguments are the names that `ours` sees.
     outer = ast.parse(f"def bind({', '.join(names)}): pass\ndel bind")
     assert isinstance(outer.body[0], ast.FunctionDef)
@@ -53,13 +60,14 @@ def check(owner: object, hashes: Mapping[str, tuple[str, ...]]) -> None:
 
 def body_hash(function: object) -> str:
     """Of the statements alone: no layout, comments, documentation or type hints."""
-    body = _definition_of(function).body
+    body = definition_of(function).body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
     return hashlib.sha256("\n".join(map(ast.unparse, body)).encode()).hexdigest()[:12]
 
 
-def _definition_of(function: object) -> ast.FunctionDef:
+def definition_of(function: object) -> ast.FunctionDef:
+    """What its source parses to, where it is a plain function and that is all there is to it."""
     if not isinstance(function, FunctionType):
         raise Unknown(f"it is a {type(function).__name__}, expected a function")
     if hasattr(function, "__wrapped__") or function.__closure__ is not None:
