@@ -128,8 +128,8 @@ class RopeKernel {
     AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
     for (int32_t i = 0; i < kRing; ++i) AscendC::SetFlag<HardEvent::MTE3_MTE2>(i);
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
-    RopeBox next = {};
-    walk.Next(next);
+    RopeBox next;
+    walk.First(next);
     LoadTables(next);
     int32_t slot = 0;
     int64_t in = next.in;
@@ -351,6 +351,7 @@ class RopeKernel {
     bool across;
     BinaryRepeatParams multiply;
     int32_t x_step, product_step, table_step;  // from instruction to instruction: elements
+    int32_t shift;  // rows have no gap: casts take them as 2^shift rows of one repeat each
   };
 
   ROPE_INLINE Steps StepsOf(const RopeBox& box) {
@@ -364,6 +365,8 @@ class RopeKernel {
     const int32_t stride = across ? line : 1, next = across ? 1 : line;
     // Heads of a token read its table again and again.
     const int32_t table_blocks = across == (t.over_tokens != 0) ? blocks : 0;
+    const bool seamless =
+        t.row_blocks * kBlock == 2 * p_.half_pitch && step * line << p_.row.shift <= kMaxRepeats;
     return {&t,
             box.tensor,
             line,
@@ -377,7 +380,8 @@ class RopeKernel {
                                static_cast<uint8_t>(table_blocks)),
             next * x_blocks * kFloatBlock,
             next * blocks * kFloatBlock,
-            (blocks - table_blocks) * kFloatBlock};
+            (blocks - table_blocks) * kFloatBlock,
+            seamless ? p_.row.shift : 0};
   }
 
   /// Rotates the box at byte `at` of the ring in place. token: of its first row, in the tile.
@@ -433,14 +437,14 @@ class RopeKernel {
         CastRows(y, even, columns, rows, RoundMode::CAST_NONE);
         CastRows(y2, odd, columns, rows, RoundMode::CAST_NONE);
       } else {
-        CastWholeRows(y, x, rows, RoundMode::CAST_NONE);
+        CastWholeRows(y, x, steps.shift, rows, RoundMode::CAST_NONE);
       }
       AscendC::PipeBarrier<PIPE_V>();
       Multiply(y, steps, token, lines);
-      if (p_.round_each) RoundProducts(rows);
+      if (p_.round_each) RoundProducts(steps.shift, rows);
       Combine(y, y2, rows);
       if constexpr (kJoin && kBFloat16) {
-        NarrowPairs(x, rows);
+        NarrowPairs(x, steps.shift, rows);
       } else if constexpr (kJoin) {
         const Rows<T> first{cos_product_, 0, plane};
         const Rows<T> second = first.After(rows * plane * kBlockBytes);
@@ -451,7 +455,7 @@ class RopeKernel {
         JoinPairs<Bits>({Address(x), Address(y), {Address(first), Address(second)}}, pairs,
                         Address(cos_product_), rows * plane);
       } else {
-        CastWholeRows(x, y, rows, RoundMode::CAST_RINT);
+        CastWholeRows(x, y, steps.shift, rows, RoundMode::CAST_RINT);
       }
       AscendC::PipeBarrier<PIPE_V>();  // the next step writes what this one still reads
     }
@@ -484,16 +488,16 @@ class RopeKernel {
   }
 
   /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch.
-  ROPE_INLINE void RoundProducts(int32_t rows) {
+  ROPE_INLINE void RoundProducts(int32_t shift, int32_t rows) {
     const int32_t blocks = p_.float_blocks;
     const Rows<float> p{cos_product_, 0, blocks}, q{sin_product_, 0, blocks};
     const Rows<T> rounded_p{work_, 0, blocks / 2};
     const Rows<T> rounded_q = rounded_p.After(rows * (blocks / 2) * kBlockBytes);
-    CastWholeRows(rounded_p, p, rows, RoundMode::CAST_RINT);
-    CastWholeRows(rounded_q, q, rows, RoundMode::CAST_RINT);
+    CastWholeRows(rounded_p, p, shift, rows, RoundMode::CAST_RINT);
+    CastWholeRows(rounded_q, q, shift, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
-    CastWholeRows(p, rounded_p, rows, RoundMode::CAST_NONE);
-    CastWholeRows(q, rounded_q, rows, RoundMode::CAST_NONE);
+    CastWholeRows(p, rounded_p, shift, rows, RoundMode::CAST_NONE);
+    CastWholeRows(q, rounded_q, shift, rows, RoundMode::CAST_NONE);
     AscendC::PipeBarrier<PIPE_V>();
   }
 
@@ -544,20 +548,21 @@ class RopeKernel {
     if (i > columns.width) AscendC::ResetMask();
   }
 
-  /// Both halves of rows.
+  /// Both halves of rows. shift: as in Steps.
   template <typename D, typename S>
-  ROPE_INLINE void CastWholeRows(const Rows<D>& to, const Rows<S>& from, int32_t rows,
-                                 RoundMode mode) {
-    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks),
-                                   static_cast<uint8_t>(from.blocks));
+  ROPE_INLINE void CastWholeRows(const Rows<D>& to, const Rows<S>& from, int32_t shift,
+                                 int32_t rows, RoundMode mode) {
+    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks >> shift),
+                                   static_cast<uint8_t>(from.blocks >> shift));
+    const uint8_t repeats = static_cast<uint8_t>(rows << shift);
+    const int32_t count = p_.row.count >> shift;
     int32_t i = 0;
     do {
       if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
       const int32_t c = p_.row.columns[i];
-      AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
-                                 params);
-    } while (++i < p_.row.count);
-    if (p_.row.count > p_.row.full) AscendC::ResetMask();
+      AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, repeats, params);
+    } while (++i < count);
+    if (count > p_.row.full) AscendC::ResetMask();
   }
 
   ROPE_INLINE void CopyRows(const Rows<float>& to, const Rows<float>& from, const Columns& columns,
@@ -607,16 +612,16 @@ class RopeKernel {
 
   /// The other way round: the work buffer's halves are rounded to bf16, as fp32 again, and the
   /// first elements' upper halves moved into the seconds' lower ones.
-  ROPE_INLINE void NarrowPairs(const Rows<bfloat16_t>& x, int32_t rows) {
+  ROPE_INLINE void NarrowPairs(const Rows<bfloat16_t>& x, int32_t shift, int32_t rows) {
     const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
     const Rows<float> y{work_, 0, blocks};
     const Rows<bfloat16_t> rounded{cos_product_, 0, blocks / 2};
-    CastWholeRows(rounded, y, rows, RoundMode::CAST_RINT);
+    CastWholeRows(rounded, y, shift, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
-    CastWholeRows(y, rounded, rows, RoundMode::CAST_NONE);
+    CastWholeRows(y, rounded, shift, rows, RoundMode::CAST_NONE);
     AscendC::PipeBarrier<PIPE_V>();
     const uint8_t repeats = static_cast<uint8_t>(rows);
-    const UnaryRepeatParams shift(1, 1, blocks, blocks);
+    const UnaryRepeatParams down(1, 1, blocks, blocks);
     const BinaryRepeatParams join(1, 1, 1, static_cast<uint8_t>(x.blocks), blocks, blocks);
     const Rows<uint32_t> first{work_, 0, 0}, moved{sin_product_, 0, 0};
     const Rows<uint16_t> lower{sin_product_, 0, 0};
@@ -628,7 +633,7 @@ class RopeKernel {
       const bool partial = width - i < kRepeatFloats;
       if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
       AscendC::ShiftRight<uint32_t, false>(moved[i], first[i], uint32_t{16}, MASK_PLACEHOLDER,
-                                           repeats, shift);
+                                           repeats, down);
       AscendC::PipeBarrier<PIPE_V>();
       if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
       AscendC::Or<uint16_t, false>(halves[2 * i], lower[2 * i], second[2 * i], MASK_PLACEHOLDER,

@@ -105,6 +105,7 @@ struct RopeLayout {
 struct RopeChunks {
   uint64_t mask;  // lanes of the others
   int32_t full, count;
+  int32_t shift;         // rows in fp32 are 2^shift full repeats and have no gap; else 0
   uint16_t columns[32];  // a number: CANN 8 copies this text to where our constants are not
 };
 static_assert(sizeof RopeChunks::columns / sizeof(uint16_t) == 2 * 1024 / kRepeatFloats);
@@ -181,7 +182,13 @@ class RopeWalk {
     heads_end_[0] = Min(head_end, q_heads);
     heads_begin_[1] = Max(head - q_heads, 0);
     heads_end_[1] = Max(head_end - q_heads, 0);
+  }
+
+  /// The first box: a core has at least one.
+  ROPE_INLINE void First(RopeBox& box) {
     StartTile();
+    if (head_ >= head_end_) StartTensor(1);
+    MakeBox(box);
   }
 
   /// The box after `box`, which is what the last call gave; or false when there is none.
@@ -267,8 +274,8 @@ class RopeWalk {
   int32_t starts_tile_, tensor_;
   int32_t head_, head_end_, token_;  // of the box that the following ones are like
   // Along tokens or heads: where the next box would begin, its length, and where boxes end.
-  int32_t next_, piece_ = 1, end_ = 0;
-  int32_t over_heads_ = 1;
+  int32_t next_, piece_, end_;
+  bool over_heads_;
 };
 
 }  // namespace npu_rope

@@ -256,6 +256,9 @@ void choose_repeats(int64_t half, bool may_skip_padding, RopeParams& p) {
     }
   }
   p.row.mask = last_lanes(width);
+  const int64_t repeats = p.float_blocks * kBlockBytes / 4 / kRepeatFloats;
+  const bool power = (repeats & (repeats - 1)) == 0;
+  while (power && width == repeats * kRepeatFloats && 1 << p.row.shift < repeats) ++p.row.shift;
   p.lanes = static_cast<int32_t>(by_halves ? half : pitch);
   p.half_mask = last_lanes(p.lanes);
   p.table_mask = last_lanes(half);
@@ -564,7 +567,8 @@ std::vector<RopeBox> boxes_of(const RopePlan& plan, int32_t core) {
   if (core >= plan.cores) return boxes;
   RopeWalk walk(plan.params, core);
   RopeBox next;
-  while (walk.Next(next)) {
+  walk.First(next);
+  do {
     RopeBox box = next;
     if (box.follows) {
       box = boxes.back();
@@ -576,7 +580,7 @@ std::vector<RopeBox> boxes_of(const RopePlan& plan, int32_t core) {
       box.follows = 1;
     }
     boxes.push_back(box);
-  }
+  } while (walk.Next(next));
   return boxes;
 }
 
