@@ -16,12 +16,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from npu_rope import huggingface
 from npu_rope.demo import models, processor
 from npu_rope.huggingface import dispatch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 ROUNDS = 7
 TOKENS = 512
@@ -29,6 +32,9 @@ VARIANTS: dict[str, Callable[[nn.Module], object]] = {
     "its own code": lambda model: None,
     "npu_rope": lambda model: huggingface.patch(model),
     "npu_rope, keep_bits=False": lambda model: huggingface.patch(model, keep_bits=False),
+    "npu_rope, with_norms=True": lambda model: huggingface.patch(
+        model, keep_bits=False, with_norms=True
+    ),
 }
 TEXT = {"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
 TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -160,8 +166,70 @@ def rotations() -> None:
         print(f"| {model.name} | {own} | {ours} | {rms:.4%} | {float32:.4%} |")
 
 
+class Step(nn.Module):
+    """Qwen3's norms of q and k and its rotation, of packed rows as a QKV projection gives them."""
+
+    def __init__(self, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.widths = [128 * heads, 128 * kv_heads, 128 * kv_heads]
+        self.q_norm, self.k_norm = (modeling_qwen3.Qwen3RMSNorm(128) for _ in "qk")
+
+    def forward(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, _ = qkv.split(self.widths, -1)
+        query_states = self.q_norm(q.unflatten(-1, (-1, 128))).transpose(1, 2)
+        key_states = self.k_norm(k.unflatten(-1, (-1, 128))).transpose(1, 2)
+        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
+        return query_states, key_states
+
+
+def calls_of_step(tokens: int) -> dict[str, Callable[[], object]]:
+    step = Step(64, 8).bfloat16()
+    qkv = torch.randn(1, tokens, sum(step.widths)).bfloat16()
+    angles = torch.outer(torch.arange(float(tokens)), 1e6 ** -(torch.arange(64) / 64))
+    cos, sin = (x.repeat(1, 2).bfloat16() for x in (angles.cos(), angles.sin()))
+    q, k, _ = (x.unflatten(-1, (-1, 128)) for x in qkv.split(step.widths, -1))
+    over = q.contiguous(), k.contiguous()
+    weights = step.q_norm.weight, step.k_norm.weight
+    arguments = *weights, cos, sin
+    compiled = torch.compile(step, dynamic=False)
+
+    def torch_s() -> None:
+        rows = [F.rms_norm(x, (128,), w, 1e-6) for x, w in zip((q, k), weights, strict=True)]
+        torch.ops.npu_rope.apply_(*rows, cos, sin)
+
+    return {
+        "Hugging Face's": lambda: step(qkv, cos[None], sin[None]),
+        "the same compiled": lambda: compiled(qkv, cos[None], sin[None]),
+        "torch's rms_norm, apply_": torch_s,
+        "norm_apply": lambda: torch.ops.npu_rope.norm_apply(q, k, *arguments, eps=1e-6),
+        "norm_apply_": lambda: torch.ops.npu_rope.norm_apply_(*over, *arguments, eps=1e-6),
+    }
+
+
+def steps() -> None:
+    """Norms and rotation by themselves: whatever computes them, in one run, taking turns."""
+    for tokens in (1, 64, 4096):
+        calls = calls_of_step(tokens)
+        if tokens == 1:
+            print("| tokens |", " | ".join(calls), "|\n|" + "---|" * (len(calls) + 1))
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        repeat = max(1, 256 // tokens)
+        for warm in (False, *[True] * ROUNDS):
+            for name, call in calls.items():
+                begin = time.perf_counter()
+                for _ in range(repeat):
+                    call()
+                if warm:
+                    times[name].append((time.perf_counter() - begin) / repeat)
+        cells = (f"{statistics.median(spent) * 1e6:.0f} us" for spent in times.values())
+        print(f"| {tokens} |", " | ".join(cells), "|")
+
+
 def main() -> None:
     rotations()
+    print()
+    with torch.no_grad():
+        steps()
     print(
         f"\n{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end=""
     )
@@ -175,9 +243,10 @@ def main() -> None:
         batch = cast(batch_of(build), torch.bfloat16)
         exact = forward(copy.deepcopy(model).double(), cast(batch, torch.float64))
         scale = exact.square().mean().sqrt()
-        variants = {variant: copy.deepcopy(model) for variant in VARIANTS}
-        for variant, put in VARIANTS.items():
-            put(variants[variant])
+        served = [v for v in VARIANTS if build is qwen3 or "with_norms" not in v]
+        variants = {variant: copy.deepcopy(model) for variant in served}
+        for variant, m in variants.items():
+            VARIANTS[variant](m)
         results = {variant: forward(m, batch) for variant, m in variants.items()}
         assert torch.equal(results["its own code"], results["npu_rope"])
         times: dict[tuple[str, Callable], list[float]] = {}

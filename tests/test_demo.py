@@ -2,6 +2,7 @@
 
 import math
 
+import npu_rope
 import pytest
 import torch
 from npu_rope import huggingface
@@ -69,3 +70,15 @@ def test_the_demo_fails_where_a_model_changes(
     monkeypatch.setattr(huggingface, "patch", lambda model: patch(model, keep_bits=False))
     assert whole_model.section() == 1
     assert "OTHER BITS" in capsys.readouterr().out
+
+
+def test_the_demo_fails_where_norms_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whole_model.norms_and_rotation()
+    assert "26 operators" in capsys.readouterr().out
+
+    norm_apply = npu_rope.norm_apply
+    monkeypatch.setattr(npu_rope, "norm_apply", lambda *x, **o: norm_apply(*x, **{**o, "eps": 0.1}))
+    assert not whole_model.norms_and_rotation()
+    assert "WRONG" in capsys.readouterr().out

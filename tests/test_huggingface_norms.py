@@ -14,7 +14,6 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from tests.huggingface_models import SMALL, inputs, operator_calls, step
 
-
 EPS = 0.1  # that counts
 
 
