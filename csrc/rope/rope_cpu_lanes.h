@@ -61,6 +61,17 @@ ROPE_INLINE void store_halves(void* p, void* q, V v) {
   store_vec(q, half_of<1, H>(v, std::make_integer_sequence<int, N>()));
 }
 
+/// The second half of the lanes, then the first.
+template <class V, int... Lane>
+ROPE_INLINE V swap_halves(V v, std::integer_sequence<int, Lane...>) {
+  constexpr int kLanes = sizeof...(Lane);
+  return __builtin_shufflevector(v, v, ((Lane + kLanes / 2) % kLanes)...);
+}
+template <class E, int N>
+ROPE_INLINE Vec<E, N> swap_halves(const Vec<E, N>& v) {
+  return swap_halves(v, std::make_integer_sequence<int, N>());
+}
+
 /// Two neighbouring vectors, 2 * N lanes.
 template <class E, int N>
 struct Two {
@@ -377,15 +388,38 @@ struct BFloat16 {
     if constexpr (N == 4) return (H)_mm_cvtne2ps_pbh((__m128)v.b, (__m128)v.a);
   }
 
-  /// Whether the magnitude of every element is at least 2^-63 and less than 2^65.
+  /// Whether the magnitude of every element is at least 2^-31 and less than 2^33.
+  template <int N, class... Rest>
+  static ROPE_INLINE bool moderate(Pairs<N> x, Rest... rest) {
+    // The exponents' field less that of 2^-31 is then below 64: its two highest bits are zeros.
+    using H = Pairs<N>;
+    const H difference = ((x - 0x3000) | ... | (rest - 0x3000)), bits = H{} + 0x6000;
+    if constexpr (N == 16) return !_mm512_test_epi16_mask((__m512i)difference, (__m512i)bits);
+    if constexpr (N == 8) return !_mm256_test_epi16_mask((__m256i)difference, (__m256i)bits);
+    if constexpr (N == 4) return !_mm_test_epi16_mask((__m128i)difference, (__m128i)bits);
+  }
+
+  /// Whether the magnitude of every element is at least 2^-63.
   template <int N>
-  static ROPE_INLINE bool moderate(Pairs<N> x, Pairs<N> y) {
-    // One of the exponent's two highest bits is set, and not both: the sum brings that into one.
-    using H = Vec<uint16_t, 2 * N>;
-    const H sum = (x + 0x2000) & (y + 0x2000), bit = H{} + 0x4000;
-    if constexpr (N == 16) return !_mm512_testn_epi16_mask((__m512i)sum, (__m512i)bit);
-    if constexpr (N == 8) return !_mm256_testn_epi16_mask((__m256i)sum, (__m256i)bit);
-    if constexpr (N == 4) return !_mm_testn_epi16_mask((__m128i)sum, (__m128i)bit);
+  static ROPE_INLINE bool none_small(Pairs<N> x) {
+    return !has_small<N>(x);
+  }
+  template <int N>
+  static ROPE_INLINE bool none_small(Pairs<N> x, Pairs<N> y) {
+    return !(has_small<N>(x) | has_small<N>(y));
+  }
+  template <int N>
+  static ROPE_INLINE uint32_t has_small(Pairs<N> x) {
+    const auto bits = Pairs<N>{} + 0x6000;  // the exponent's two highest
+    if constexpr (N == 16) return _mm512_testn_epi16_mask((__m512i)x, (__m512i)bits);
+    if constexpr (N == 8) return _mm256_testn_epi16_mask((__m256i)x, (__m256i)bits);
+    if constexpr (N == 4) return _mm_testn_epi16_mask((__m128i)x, (__m128i)bits);
+  }
+
+  template <int N>
+  static ROPE_INLINE bool all_at_least(Vec<float, N> v, float least) {
+    static_assert(N == 16);
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(least), _CMP_GE_OQ) == 0xffff;
   }
 #endif
 };

@@ -16,8 +16,10 @@ constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
 constexpr int64_t kBlockTokens = 8, kDenseBlockTokens = 1;
 constexpr int64_t kGroupHeads = 16;                                // of one token, rotated together
 constexpr int64_t kDenseGroupHeads = kVectorBytes == 64 ? 4 : 16;  // fewer, more table loads
+constexpr int64_t kNormHeads = 16;  // whose factors are computed together
 constexpr int64_t kLineBytes = 64;
-constexpr int kIntoL2 = 2;  // of __builtin_prefetch: L1 has too few misses in flight
+// Of __builtin_prefetch. From memory L1 has too few misses in flight.
+constexpr int kIntoL1 = 3, kIntoL2 = 2;
 
 /// From which order to which a row is rotated.
 enum class Order { kHalf, kInterleaved, kInterleavedToHalf, kHalfToInterleaved };
@@ -88,15 +90,19 @@ enum class Products {
   kInElement,  // rounded to T: round_each
 };
 
-template <class T, Order order, Products products>
+/// The rotation of rows, of normalized ones where `norms`.
+template <class T, Order order, Products products, bool norms>
 struct Rotation {
+  static_assert(!norms || products != Products::kExact, "a normalized row has no 16-bit factors");
   using Element = typename T::Element;
   using Compute = typename T::Compute;
   using Table = Native<Compute>;
   static constexpr int kLanes = kVectorBytes / sizeof(Compute);
+  static constexpr int kPrefetch = norms ? kIntoL1 : kIntoL2;
+  static constexpr int kLineElements = kLineBytes / sizeof(Element);
   static constexpr int kNarrowest = 16 / sizeof(Compute);
   static constexpr bool kPairwise = T::kPairwise && products == Products::kExact;
-  static constexpr bool kModerately = T::kPairwise && products == Products::kInElement;
+  static constexpr bool kModerately = T::kPairwise && (products == Products::kInElement || norms);
 
   // The prepared table of a token has four values for each pair, with the sign inside sin1,
   //   y1 = x1 * cos1 + x2 * sin1,  y2 = x2 * cos2 + x1 * sin2,
@@ -112,6 +118,23 @@ struct Rotation {
     const Compute* values;
     Compute* end;
     bool moderate;
+  };
+
+  /// Of some rows that are normalized before they are rotated.
+  struct Scales {
+    const Compute* weights;  // two a pair, in the table's lanes: those of x1 and those of x2
+    const Compute* factors;  // one a head
+    bool moderate;           // with a moderate table no product and no sum is subnormal
+  };
+
+  // What a step needs of a token's table and, where rows are normalized, of the weights.
+  template <int N>
+  struct WholeStep {
+    Two<Compute, N> cos1, sin1, cos2, sin2, weight1, weight2;
+  };
+  template <int N>
+  struct HalfStep {
+    Two<Compute, N> cos, sin, weight;
   };
 
   template <class F>
@@ -157,25 +180,46 @@ struct Rotation {
               T::template multiply_add<N>(partner.b, sin.b, p.b)};
     }
     Two<Compute, N> r = {partner.a * sin.a, partner.b * sin.b};
-    if constexpr (!std::is_same_v<U, T>) return U::template sum_of_rounded<N>(p, r);
     if constexpr (products == Products::kInElement) {
+      if constexpr (!std::is_same_v<U, T>) return U::template sum_of_rounded<N>(p, r);
       p = T::rounded(p);
       r = T::rounded(r);
     }
     return {p.a + r.a, p.b + r.b};
   }
 
+  /// 2 * N elements at each.
+  template <int N>
+  static ROPE_INLINE void prefetch(const Element* p, const Element* q) {
+    for (int i = 0; i < 2 * N; i += kLineElements) {
+      __builtin_prefetch(p + i, 0, kPrefetch);
+      __builtin_prefetch(q + i, 0, kPrefetch);
+    }
+  }
+
+  /// x * factor * weight
+  static ROPE_INLINE Compute normalized(Compute x, Compute factor, Compute weight) {
+    const Compute n = x * factor * weight;
+    return products == Products::kInElement ? T::rounded(n) : n;
+  }
+  template <int N>
+  static ROPE_INLINE Two<Compute, N> normalized(Two<Compute, N> x, Compute factor,
+                                                Two<Compute, N> weight) {
+    const Two<Compute, N> n = {x.a * factor * weight.a, x.b * factor * weight.b};
+    return products == Products::kInElement ? T::rounded(n) : n;
+  }
+
   /// Some heads of one token. x and y are the first elements of the first head's rotated slice, and
   /// may be the same unless the order changes. Prefetches what lies `ahead` elements further.
   static ROPE_INLINE void rotate_heads(const Element* x, Element* y, int64_t x_stride,
                                        int64_t y_stride, int64_t heads, int64_t pairs,
-                                       Prepared table, int64_t ahead) {
+                                       Prepared table, int64_t ahead, Scales scales) {
     if constexpr (kPairwise) {
       if (table.moderate) {  // little arithmetic: head by head, as memory likes it
         for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
           if (ahead) {
-            for (int64_t i = 0; i < 2 * pairs; i += kLineBytes / sizeof(Element)) {
-              __builtin_prefetch(x + ahead + i, 0, kIntoL2);
+            for (int64_t i = 0; i < 2 * pairs; i += kLineElements) {
+              __builtin_prefetch(x + ahead + i, 0, kPrefetch);
             }
           }
           for_each_step(pairs, [&](auto step, int64_t first) {
@@ -188,14 +232,13 @@ struct Rotation {
     // Step by step, so that the table stays in registers.
     for_each_step(pairs, [&](auto step, int64_t first) {
       rotate_step(step, x, y, x_stride, y_stride, heads, pairs, first, table.values + 4 * first,
-                  table.moderate, ahead);
+                  table.moderate, ahead, scales);
     });
   }
 
   template <class U, int N>
   static ROPE_INLINE void rotate_whole(const Element* x, Element* y, int64_t pairs, int64_t first,
-                                       Two<Compute, N> cos1, Two<Compute, N> sin1,
-                                       Two<Compute, N> cos2, Two<Compute, N> sin2) {
+                                       const WholeStep<N>& step, Compute factor) {
     Two<Compute, N> x1, x2;
     if constexpr (reads_interleaved(order)) {
       const auto u = to_pairs(U::template load<N>(x + 2 * first));
@@ -210,8 +253,12 @@ struct Rotation {
         x2 = in_order<T>(x2);
       }
     }
-    const Two<Compute, N> y1 = rotated<U, N>(x1, cos1, x2, sin1),
-                          y2 = rotated<U, N>(x2, cos2, x1, sin2);
+    if constexpr (norms) {
+      x1 = normalized<N>(x1, factor, step.weight1);
+      x2 = normalized<N>(x2, factor, step.weight2);
+    }
+    const Two<Compute, N> y1 = rotated<U, N>(x1, step.cos1, x2, step.sin1),
+                          y2 = rotated<U, N>(x2, step.cos2, x1, step.sin2);
     if constexpr (writes_interleaved(order)) {
       U::template store<N>(y + 2 * first, from_pairs(Two<Compute, N>{y1.a, y2.a}));
       U::template store<N>(y + 2 * first + 2 * N, from_pairs(Two<Compute, N>{y1.b, y2.b}));
@@ -226,25 +273,25 @@ struct Rotation {
 
   template <class U, int N>
   static ROPE_INLINE void rotate_half(const Element* x, Element* y, int64_t pairs, int64_t first,
-                                      Two<Compute, N> cos, Two<Compute, N> sin) {
-    Two<Compute, N> u, partner;
-    if constexpr (reads_interleaved(order)) {
+                                      const HalfStep<N>& step, Compute factor) {
+    constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
+    Two<Compute, N> u;
+    if constexpr (reads) {
       u = to_pairs(U::template load<N>(x + 2 * first));
-      partner = {u.b, u.a};
     } else {
       u = U::template load<N>(x + first, x + pairs + first);
-      if constexpr (writes_interleaved(order)) {
-        u = in_order<T>(u);
-        partner = {u.b, u.a};
-      } else {
-        partner = U::template load<N>(x + pairs + first, x + first);
-      }
+      if constexpr (writes) u = in_order<T>(u);
     }
-    Two<Compute, N> v = rotated<U, N>(u, cos, partner, sin);
-    if constexpr (writes_interleaved(order)) {
+    if constexpr (norms) u = normalized<N>(u, factor, step.weight);
+    Two<Compute, N> partner = {u.b, u.a};
+    if constexpr (T::kDealt && !reads && !writes) {
+      partner = {swap_halves<Compute, N>(u.a), swap_halves<Compute, N>(u.b)};
+    }
+    Two<Compute, N> v = rotated<U, N>(u, step.cos, partner, step.sin);
+    if constexpr (writes) {
       U::template store<N>(y + 2 * first, from_pairs(v));
     } else {
-      if constexpr (reads_interleaved(order)) v = as_loaded<T>(v);
+      if constexpr (reads) v = as_loaded<T>(v);
       U::template store<N>(y + first, y + pairs + first, v);
     }
   }
@@ -252,50 +299,56 @@ struct Rotation {
   template <int N>
   static ROPE_INLINE void rotate_step(Whole<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
-                                      const Compute* table, bool moderate, int64_t ahead) {
-    const auto cos1 = Table::template load<N>(table);
-    const auto sin1 = Table::template load<N>(table + 2 * N);
-    const auto cos2 = Table::template load<N>(table + 4 * N);
-    const auto sin2 = Table::template load<N>(table + 6 * N);
+                                      const Compute* table, bool moderate, int64_t ahead,
+                                      Scales scales) {
+    const auto entries = [&](int place) { return Table::template load<N>(table + place * 2 * N); };
+    WholeStep<N> step = {entries(0), entries(1), entries(2), entries(3), {}, {}};
+    if constexpr (norms) {
+      step.weight1 = Table::template load<N>(scales.weights + 2 * first);
+      step.weight2 = Table::template load<N>(scales.weights + 2 * first + 2 * N);
+    }
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
-      if (ahead) {
-        __builtin_prefetch(x + first + ahead, 0, kIntoL2);
-        __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
-      }
+      if (ahead) prefetch<N>(x + first + ahead, x + pairs + first + ahead);
+      const Compute factor = norms ? scales.factors[head] : Compute{1};
       if constexpr (kModerately) {
         using H = Vec<Element, 2 * N>;
-        const H u = load_vec<H>(x + (reads_interleaved(order) ? 2 * first : first));
-        const H v = load_vec<H>(x + (reads_interleaved(order) ? 2 * first + 2 * N : pairs + first));
-        if (moderate && T::template moderate<N>(u, v)) {
-          rotate_whole<typename T::Moderate, N>(x, y, pairs, first, cos1, sin1, cos2, sin2);
+        const auto elements = [&] {
+          if constexpr (norms) return scales.moderate;
+          constexpr bool reads = reads_interleaved(order);
+          const H u = load_vec<H>(x + (reads ? 2 * first : first));
+          const H v = load_vec<H>(x + (reads ? 2 * first + 2 * N : pairs + first));
+          return T::template none_small<N>(u, v);
+        };
+        if (moderate && elements()) {
+          rotate_whole<typename T::Moderate, N>(x, y, pairs, first, step, factor);
           continue;
         }
       }
-      rotate_whole<T, N>(x, y, pairs, first, cos1, sin1, cos2, sin2);
+      rotate_whole<T, N>(x, y, pairs, first, step, factor);
     }
   }
 
   template <int N>
   static ROPE_INLINE void rotate_step(Half<N>, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t first,
-                                      const Compute* table, bool moderate, int64_t ahead) {
-    const auto cos = Table::template load<N>(table);
-    const auto sin = Table::template load<N>(table + 2 * N);
+                                      const Compute* table, bool moderate, int64_t ahead,
+                                      Scales scales) {
+    HalfStep<N> step = {Table::template load<N>(table), Table::template load<N>(table + 2 * N), {}};
+    if constexpr (norms) step.weight = Table::template load<N>(scales.weights + 2 * first);
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
-      if (ahead) {
-        __builtin_prefetch(x + first + ahead, 0, kIntoL2);
-        __builtin_prefetch(x + pairs + first + ahead, 0, kIntoL2);
-      }
+      if (ahead) prefetch<N>(x + first + ahead, x + pairs + first + ahead);
+      const Compute factor = norms ? scales.factors[head] : Compute{1};
       if constexpr (kModerately) {
-        if (moderate) {
-          const auto u = load_pairs<N>(x, pairs, first);
-          if (T::template moderate<N>(u, u)) {
-            rotate_half<typename T::Moderate, N>(x, y, pairs, first, cos, sin);
-            continue;
-          }
+        const auto elements = [&] {
+          if constexpr (norms) return scales.moderate;
+          return T::template none_small<N>(load_pairs<N>(x, pairs, first));
+        };
+        if (moderate && elements()) {
+          rotate_half<typename T::Moderate, N>(x, y, pairs, first, step, factor);
+          continue;
         }
       }
-      rotate_half<T, N>(x, y, pairs, first, cos, sin);
+      rotate_half<T, N>(x, y, pairs, first, step, factor);
     }
   }
 
@@ -313,7 +366,7 @@ struct Rotation {
     std::memcpy(entry, table, sizeof(entry));
     const Compute values[] = {T::read(&entry[0]), T::read(&entry[3]), T::read(&entry[1]),
                               T::read(&entry[2])};
-    rotate_step(Single(), x, y, 0, 0, 1, pairs, pair, values, false, 0);
+    rotate_step(Single(), x, y, 0, 0, 1, pairs, pair, values, false, 0, {});
   }
 
   template <int N>
@@ -356,7 +409,7 @@ struct Rotation {
     const H u = load_pairs<N>(x, pairs, first);
     const H t1 = load_vec<H>(table), t2 = load_vec<H>(table + N);
     H v;  // all y1, then all y2
-    if (__builtin_expect(T::template moderate<N>(u, u), true)) {
+    if (__builtin_expect(T::template moderate<N>(u), true)) {
       v = T::template narrow_in_order<N>({T::template dot<N>(u, t1), T::template dot<N>(u, t2)});
     } else {
       const auto wide = [](H pairs) { return T::widen(bit_cast<Vec<uint32_t, N>>(pairs)); };
@@ -374,12 +427,16 @@ struct Rotation {
 
   static ROPE_INLINE void rotate_step(Single, const Element* x, Element* y, int64_t x_stride,
                                       int64_t y_stride, int64_t heads, int64_t pairs, int64_t pair,
-                                      const Compute* table, bool, int64_t) {
+                                      const Compute* table, bool, int64_t, Scales scales) {
     constexpr bool reads = reads_interleaved(order), writes = writes_interleaved(order);
     const Compute cos1 = table[0], cos2 = table[1], sin1 = table[2], sin2 = table[3];
     for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
-      const Compute x1 = T::read(x + (reads ? 2 * pair : pair));
-      const Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
+      Compute x1 = T::read(x + (reads ? 2 * pair : pair));
+      Compute x2 = T::read(x + (reads ? 2 * pair + 1 : pairs + pair));
+      if constexpr (norms) {
+        x1 = normalized(x1, scales.factors[head], scales.weights[2 * pair]);
+        x2 = normalized(x2, scales.factors[head], scales.weights[2 * pair + 1]);
+      }
       T::write(y + (writes ? 2 * pair : pair), rotated(x1, cos1, x2, sin1));
       T::write(y + (writes ? 2 * pair + 1 : pairs + pair), rotated(x2, cos2, x1, sin2));
     }
@@ -451,8 +508,8 @@ struct Rotation {
     const bool dealt = interleaved && !geometry.half_tables;
     const int64_t second = geometry.half_tables ? 0 : pairs;
     const bool transpose = geometry.transpose;
-    const bool moderate =
-        T::kPairwise && moderate_or_zero(cos, size) && moderate_or_zero(sin, size);
+    const bool moderate = T::kPairwise && moderate_or_zero(cos, size, 0x1p40f) &&
+                          moderate_or_zero(sin, size, 0x1p40f);
     const bool pairwise = kPairwise && moderate;
 
     const int64_t floats = pairwise ? 2 : 4;  // of a pair
@@ -462,11 +519,12 @@ struct Rotation {
     return {table, table + floats * pairs, moderate};
   }
 
-  static bool moderate_or_zero(const Compute* row, int64_t size) {
+  /// Whether every magnitude lies between 1 / largest and largest, or is 0.
+  static bool moderate_or_zero(const Compute* row, int64_t size, Compute largest) {
     int outside = 0;
     for (int64_t i = 0; i < size; ++i) {
       const Compute magnitude = row[i] < 0 ? -row[i] : row[i];
-      outside |= !((magnitude >= 0x1p-40f && magnitude <= 0x1p40f) || magnitude == 0);
+      outside |= !((magnitude >= 1 / largest && magnitude <= largest) || magnitude == 0);
     }
     return !outside;
   }
@@ -572,16 +630,102 @@ struct Rotation {
     const Element* next;  // what is rotated after them
   };
 
+  /// Of q or k: weight_offset + weight, in the row's order and as Scales has them; ones where it is
+  /// not normalized.
+  struct Weights {
+    bool normalize, moderate;
+    alignas(kLineBytes) Compute in_order[kMaxDim];
+    alignas(kLineBytes) Compute rotated[kMaxDim];
+  };
+
+  static void prepare_weights(const RopeGeometry& geometry, bool normalize, const void* weight,
+                              Weights& weights) {
+    weights.normalize = normalize;
+    if (normalize) {
+      widen(geometry.norm.weight_dtype, weight, geometry.head_dim, false, weights.in_order);
+    }
+    const auto offset = static_cast<Compute>(geometry.norm.weight_offset);
+    for (int64_t i = 0; i < geometry.head_dim; ++i) {
+      weights.in_order[i] = normalize ? offset + weights.in_order[i] : Compute{1};
+    }
+    weights.moderate = moderate_or_zero(weights.in_order, geometry.head_dim, 0x1p20f);
+    const int64_t pairs = geometry.rotary_dim / 2;
+    for_each_step(pairs, [&](auto step, int64_t first) {
+      arrange_weights(step, weights.in_order + geometry.rotary_offset, first, pairs,
+                      weights.rotated + 2 * first);
+    });
+  }
+
+  template <int N>
+  static ROPE_INLINE void arrange_weights(Whole<N>, const Compute* row, int64_t first,
+                                          int64_t pairs, Compute* weights) {
+    Two<Compute, N> of_x1, of_x2;
+    take<N>(row, first, pairs, reads_interleaved(order), of_x1, of_x2);
+    Table::template store<N>(weights, as_rotated(of_x1));
+    Table::template store<N>(weights + 2 * N, as_rotated(of_x2));
+  }
+  template <int N>
+  static ROPE_INLINE void arrange_weights(Half<N>, const Compute* row, int64_t first, int64_t pairs,
+                                          Compute* weights) {
+    const auto both = reads_interleaved(order)
+                          ? deal(Table::template load<N>(row + 2 * first))
+                          : Table::template load<N>(row + first, row + pairs + first);
+    Table::template store<N>(weights, as_rotated(both));
+  }
+  static ROPE_INLINE void arrange_weights(Single, const Compute* row, int64_t pair, int64_t pairs,
+                                          Compute* weights) {
+    weights[0] = row[reads_interleaved(order) ? 2 * pair : pair];
+    weights[1] = row[reads_interleaved(order) ? 2 * pair + 1 : pairs + pair];
+  }
+
+  /// Of some heads of one token. Returns whether Scales::moderate holds: the sum of its squares
+  /// bounds a moderate row's x * factor by 32, and with factors of at least 2^-11 and moderate
+  /// weights and tables no product is below 2^-102, so that no sum of two is subnormal.
+  static ROPE_INLINE bool compute_factors(const RopeGeometry& geometry, const Element* x,
+                                          int64_t x_stride, int64_t heads, const Weights& weights,
+                                          Compute* factors) {
+    if (!weights.normalize) {
+      for (int64_t i = 0; i < heads; ++i) factors[i] = 1;
+      return false;
+    }
+    const auto eps = static_cast<Compute>(geometry.norm.eps);
+    return RowFactors<T, kLanes>::compute(x, x_stride, heads, geometry.head_dim, eps, factors) &&
+           weights.moderate;
+  }
+
+  /// Columns of some heads that are not rotated.
+  static void normalize_rest(const RopeGeometry& geometry, const Element* x, Element* y,
+                             int64_t x_stride, int64_t y_stride, int64_t heads,
+                             const Weights& weights, const Compute* factors) {
+    const int64_t end = geometry.rotary_offset + geometry.rotary_dim;
+    for (int64_t i = 0; i < heads; ++i, x += x_stride, y += y_stride) {
+      normalize(x, y, 0, geometry.rotary_offset, factors[i], weights.in_order);
+      normalize(x, y, end, geometry.head_dim, factors[i], weights.in_order);
+    }
+  }
+  static ROPE_INLINE void normalize(const Element* x, Element* y, int64_t begin, int64_t end,
+                                    Compute factor, const Compute* weights) {
+    int64_t i = begin;
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      const auto u = in_order<T>(T::template load<kLanes>(x + i));
+      const auto weight = Table::template load<kLanes>(weights + i);
+      T::template store<kLanes>(y + i, as_loaded<T>(normalized<kLanes>(u, factor, weight)));
+    }
+    for (; i < end; ++i) T::write(y + i, normalized(T::read(x + i), factor, weights[i]));
+  }
+
   static bool is_dense(const RopeGeometry& geometry, RowStrides rows, int64_t heads) {
     return heads == 0 || (rows.head == geometry.head_dim && rows.token == heads * rows.head);
   }
 
-  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables) {
+  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables,
+                          const Weights* weights) {
     if (rows.heads == 0) return;
     constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
     const bool copy_first = reorders && rows.in_place;
-    const bool dense = is_dense(geometry, rows.x_strides, rows.heads);
-    const int64_t group = copy_first ? 1 : dense ? kDenseGroupHeads : kGroupHeads;
+    const bool dense = is_dense(geometry, rows.x_strides, rows.heads) && !norms;
+    const bool small_groups = dense && products != Products::kInElement;
+    const int64_t group = norms ? kNormHeads : small_groups ? kDenseGroupHeads : kGroupHeads;
     const RowStrides from = rows.x_strides, to = rows.y_strides;
     // Head by head where that is the order in memory (BNSD), otherwise token by token.
     const bool by_head = from.token < from.head;
@@ -606,18 +750,28 @@ struct Rotation {
           next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
       const int64_t ahead = dense ? 0 : distance(x, next);
       const Prepared table = tables[token];
-      if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
+      alignas(kLineBytes) Compute factors[kNormHeads];
+      Scales scales = {};
+      if constexpr (norms) {
+        const bool moderate = compute_factors(geometry, x, from.head, heads, *weights, factors);
+        scales = {weights->rotated, factors, moderate};
+        if (geometry.head_dim > geometry.rotary_dim) {
+          normalize_rest(geometry, x, y, from.head, to.head, heads, *weights, factors);
+        }
+      } else if (!rows.in_place && geometry.head_dim > geometry.rotary_dim) {
         copy_through(geometry, x, y, from.head, to.head, heads);
       }
       x += geometry.rotary_offset;
       y += geometry.rotary_offset;
       const int64_t pairs = geometry.rotary_dim / 2;
       if (copy_first) {
-        Element copy[kMaxDim];
-        std::memcpy(copy, x, 2 * pairs * sizeof(Element));
-        rotate_heads(copy, y, 0, 0, 1, pairs, table, 0);
+        for (int64_t i = 0; i < heads; ++i, ++scales.factors) {
+          Element copy[kMaxDim];
+          std::memcpy(copy, x + i * from.head, 2 * pairs * sizeof(Element));
+          rotate_heads(copy, y + i * to.head, 0, 0, 1, pairs, table, 0, scales);
+        }
       } else {
-        rotate_heads(x, y, from.head, to.head, heads, pairs, table, ahead);
+        rotate_heads(x, y, from.head, to.head, heads, pairs, table, ahead, scales);
       }
       outer = next_outer;
       inner = next_inner;
@@ -658,10 +812,15 @@ struct Rotation {
 
   static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
+    Weights weights[norms ? 2 : 1];
+    if constexpr (norms) {
+      prepare_weights(geometry, geometry.norm.q, pointers.q_weight, weights[0]);
+      prepare_weights(geometry, geometry.norm.k, pointers.k_weight, weights[1]);
+    }
     for_each_block(geometry, pointers, range,
                    [&](const Rows& q, const Rows& k, const Prepared* tables) {
-                     rotate_rows(geometry, q, tables);
-                     rotate_rows(geometry, k, tables);
+                     rotate_rows(geometry, q, tables, &weights[0]);
+                     rotate_rows(geometry, k, tables, &weights[norms]);
                    });
   }
 
@@ -698,232 +857,23 @@ struct Rotation {
   }
 };
 
-/// The rotation of normalized rows. Each element is multiplied by its row's factor and by its
-/// weight (by ones where q or k has no norm) and then rotated as above, in the same lanes.
-template <class T, Order order, Products products>
-struct NormRotation : Rotation<T, order, products> {
-  static_assert(products != Products::kExact, "a normalized row has no 16-bit factors");
-  using Base = Rotation<T, order, products>;
-  using typename Base::Compute;
-  using typename Base::Element;
-  using typename Base::Prepared;
-  using typename Base::Rows;
-  using typename Base::Table;
-  static constexpr int kLanes = Base::kLanes;
-  static constexpr bool kReads = reads_interleaved(order), kWrites = writes_interleaved(order);
-
-  /// Of q or k: in order, and four values for each pair, step by step in the lanes' order: those of
-  /// x1 and of x2 of a whole step, and of a half one both together, then the other way round.
-  struct Weights {
-    bool norms;
-    Compute in_order[kMaxDim], rotated[2 * kMaxDim];
-  };
-
-  static void prepare_weights(const RopeGeometry& geometry, bool norms, const void* weight,
-                              Weights& weights) {
-    weights.norms = norms;
-    if (norms) {
-      Base::widen(geometry.norm.weight_dtype, weight, geometry.head_dim, false, weights.in_order);
-    }
-    const auto offset = static_cast<Compute>(geometry.norm.weight_offset);
-    for (int64_t i = 0; i < geometry.head_dim; ++i) {
-      weights.in_order[i] = norms ? offset + weights.in_order[i] : Compute{1};
-    }
-    const int64_t pairs = geometry.rotary_dim / 2;
-    Base::for_each_step(pairs, [&](auto step, int64_t first) {
-      arrange_weights(step, weights.in_order + geometry.rotary_offset, first, pairs,
-                      weights.rotated + 4 * first);
-    });
-  }
-
-  template <int N>
-  static ROPE_INLINE void arrange_weights(Whole<N>, const Compute* row, int64_t first,
-                                          int64_t pairs, Compute* weights) {
-    Two<Compute, N> of_x1, of_x2;
-    Base::template take<N>(row, first, pairs, kReads, of_x1, of_x2);
-    Table::template store<N>(weights, Base::as_rotated(of_x1));
-    Table::template store<N>(weights + 2 * N, Base::as_rotated(of_x2));
-  }
-  template <int N>
-  static ROPE_INLINE void arrange_weights(Half<N>, const Compute* row, int64_t first, int64_t pairs,
-                                          Compute* weights) {
-    const auto both = kReads ? deal(Table::template load<N>(row + 2 * first))
-                             : Table::template load<N>(row + first, row + pairs + first);
-    Table::template store<N>(weights, Base::as_rotated(both));
-    Table::template store<N>(weights + 2 * N, Base::as_rotated(Two<Compute, N>{both.b, both.a}));
-  }
-  static ROPE_INLINE void arrange_weights(Single, const Compute* row, int64_t pair, int64_t pairs,
-                                          Compute* weights) {
-    weights[0] = row[kReads ? 2 * pair : pair];
-    weights[1] = row[kReads ? 2 * pair + 1 : pairs + pair];
-  }
-
-  static ROPE_INLINE Compute normalized(Compute x, Compute factor, Compute weight) {
-    const Compute n = x * factor * weight;
-    return products == Products::kInElement ? T::rounded(n) : n;
-  }
-  template <int N>
-  static ROPE_INLINE Two<Compute, N> normalized(Two<Compute, N> x, Compute factor,
-                                                const Compute* weights) {
-    const auto w = Table::template load<N>(weights);
-    const Two<Compute, N> n = {x.a * factor * w.a, x.b * factor * w.b};
-    return products == Products::kInElement ? T::rounded(n) : n;
-  }
-
-  template <int N>
-  static ROPE_INLINE void step(Whole<N>, const Element* x, Element* y, int64_t pairs, int64_t first,
-                               const Compute* table, const Compute* weights, Compute factor) {
-    Two<Compute, N> x1, x2;
-    if constexpr (kReads) {
-      const auto u = Base::to_pairs(T::template load<N>(x + 2 * first));
-      const auto v = Base::to_pairs(T::template load<N>(x + 2 * first + 2 * N));
-      x1 = {u.a, v.a};
-      x2 = {u.b, v.b};
-    } else {
-      x1 = T::template load<N>(x + first);
-      x2 = T::template load<N>(x + pairs + first);
-    }
-    x1 = normalized<N>(x1, factor, weights);
-    x2 = normalized<N>(x2, factor, weights + 2 * N);
-    const auto entries = [&](int place) { return Table::template load<N>(table + place * 2 * N); };
-    const auto y1 = Base::template rotated<T, N>(x1, entries(0), x2, entries(1));
-    const auto y2 = Base::template rotated<T, N>(x2, entries(2), x1, entries(3));
-    if constexpr (kWrites) {
-      T::template store<N>(y + 2 * first, Base::from_pairs(Two<Compute, N>{y1.a, y2.a}));
-      T::template store<N>(y + 2 * first + 2 * N, Base::from_pairs(Two<Compute, N>{y1.b, y2.b}));
-    } else {
-      T::template store<N>(y + first, kReads ? as_loaded<T>(y1) : y1);
-      T::template store<N>(y + pairs + first, kReads ? as_loaded<T>(y2) : y2);
-    }
-  }
-
-  template <int N>
-  static ROPE_INLINE void step(Half<N>, const Element* x, Element* y, int64_t pairs, int64_t first,
-                               const Compute* table, const Compute* weights, Compute factor) {
-    Two<Compute, N> u, partner;
-    if constexpr (kReads) {
-      u = Base::to_pairs(T::template load<N>(x + 2 * first));
-      partner = {u.b, u.a};
-    } else {
-      u = T::template load<N>(x + first, x + pairs + first);
-      partner = T::template load<N>(x + pairs + first, x + first);
-    }
-    u = normalized<N>(u, factor, weights);
-    partner = normalized<N>(partner, factor, weights + 2 * N);
-    auto v = Base::template rotated<T, N>(u, Table::template load<N>(table), partner,
-                                          Table::template load<N>(table + 2 * N));
-    if constexpr (kWrites) {
-      T::template store<N>(y + 2 * first, Base::from_pairs(v));
-    } else {
-      if constexpr (kReads) v = as_loaded<T>(v);
-      T::template store<N>(y + first, y + pairs + first, v);
-    }
-  }
-
-  static ROPE_INLINE void step(Single, const Element* x, Element* y, int64_t pairs, int64_t pair,
-                               const Compute* table, const Compute* weights, Compute factor) {
-    const Compute x1 = normalized(T::read(x + (kReads ? 2 * pair : pair)), factor, weights[0]);
-    const Compute x2 =
-        normalized(T::read(x + (kReads ? 2 * pair + 1 : pairs + pair)), factor, weights[1]);
-    T::write(y + (kWrites ? 2 * pair : pair), Base::rotated(x1, table[0], x2, table[2]));
-    T::write(y + (kWrites ? 2 * pair + 1 : pairs + pair),
-             Base::rotated(x2, table[1], x1, table[3]));
-  }
-
-  /// Columns of a row that are not rotated.
-  static ROPE_INLINE void normalize(const Element* x, Element* y, int64_t begin, int64_t end,
-                                    Compute factor, const Compute* weights) {
-    int64_t i = begin;
-    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-      const auto u = in_order<T>(T::template load<kLanes>(x + i));
-      T::template store<kLanes>(y + i, as_loaded<T>(normalized<kLanes>(u, factor, weights + i)));
-    }
-    for (; i < end; ++i) T::write(y + i, normalized(T::read(x + i), factor, weights[i]));
-  }
-
-  /// Some heads of one token, which may be rotated in place.
-  static void rotate_group(const RopeGeometry& geometry, const Element* x, Element* y,
-                           int64_t x_stride, int64_t y_stride, int64_t heads, const Compute* table,
-                           const Weights& weights) {
-    Compute factors[kGroupHeads];
-    for (Compute& factor : factors) factor = 1;
-    if (weights.norms) {
-      const auto eps = static_cast<Compute>(geometry.norm.eps);
-      RowFactors<T>::compute(x, x_stride, heads, geometry.head_dim, eps, factors);
-    }
-    const int64_t begin = geometry.rotary_offset, pairs = geometry.rotary_dim / 2;
-    for (int64_t head = 0; head < heads; ++head) {
-      const Element* row = x + head * x_stride;
-      Element* const to = y + head * y_stride;
-      const Compute factor = factors[head];
-      normalize(row, to, 0, begin, factor, weights.in_order);
-      normalize(row, to, begin + 2 * pairs, geometry.head_dim, factor, weights.in_order);
-      Element copy[kMaxDim];  // where the order changes in place
-      const Element* from = row + begin;
-      if (kReads != kWrites && row == to) {
-        std::memcpy(copy, from, 2 * pairs * sizeof(Element));
-        from = copy;
-      }
-      Base::for_each_step(pairs, [&](auto of_pairs, int64_t first) {
-        step(of_pairs, from, to + begin, pairs, first, table + 4 * first,
-             weights.rotated + 4 * first, factor);
-      });
-    }
-  }
-
-  static void rotate_rows(const RopeGeometry& geometry, const Rows& rows, const Prepared* tables,
-                          const Weights& weights) {
-    const RowStrides from = rows.x_strides, to = rows.y_strides;
-    for (int64_t token = 0; token < rows.tokens; ++token) {
-      for (int64_t head = 0; head < rows.heads; head += kGroupHeads) {
-        const int64_t left = rows.heads - head;
-        rotate_group(geometry, rows.x + token * from.token + head * from.head,
-                     rows.y + token * to.token + head * to.head, from.head, to.head,
-                     left < kGroupHeads ? left : kGroupHeads, tables[token].values, weights);
-      }
-    }
-  }
-
-  static void rotate(const RopeGeometry& geometry, const RopePointers& pointers,
-                     const RopeRange& range) {
-    Weights weights[2];
-    prepare_weights(geometry, geometry.norm.q, pointers.q_weight, weights[0]);
-    prepare_weights(geometry, geometry.norm.k, pointers.k_weight, weights[1]);
-    Base::for_each_block(geometry, pointers, range,
-                         [&](const Rows& q, const Rows& k, const Prepared* tables) {
-                           rotate_rows(geometry, q, tables, weights[0]);
-                           rotate_rows(geometry, k, tables, weights[1]);
-                         });
-  }
-};
-
-template <class T, Products products>
-void norm_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
-                   const RopeRange& range) {
-  switch (geometry.style) {
-    case Style::kHalf:
-      return NormRotation<T, Order::kHalf, products>::rotate(geometry, pointers, range);
-    case Style::kInterleaved:
-      return NormRotation<T, Order::kInterleaved, products>::rotate(geometry, pointers, range);
-    case Style::kDeinterleave:
-      return NormRotation<T, Order::kInterleavedToHalf, products>::rotate(geometry, pointers,
-                                                                          range);
-  }
-}
-
-template <class T, Products products>
+template <class T, Products products, bool norms>
 void rotate_range_of(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
   switch (geometry.style) {
     case Style::kHalf:
-      return Rotation<T, Order::kHalf, products>::rotate(geometry, pointers, range);
+      return Rotation<T, Order::kHalf, products, norms>::rotate(geometry, pointers, range);
     case Style::kInterleaved:
-      return Rotation<T, Order::kInterleaved, products>::rotate(geometry, pointers, range);
+      return Rotation<T, Order::kInterleaved, products, norms>::rotate(geometry, pointers, range);
     case Style::kDeinterleave:
-      return geometry.transpose ? Rotation<T, Order::kHalfToInterleaved, products>::rotate(
-                                      geometry, pointers, range)
-                                : Rotation<T, Order::kInterleavedToHalf, products>::rotate(
-                                      geometry, pointers, range);
+      if constexpr (!norms) {  // it has no transposed
+        if (geometry.transpose) {
+          return Rotation<T, Order::kHalfToInterleaved, products, norms>::rotate(geometry, pointers,
+                                                                                 range);
+        }
+      }
+      return Rotation<T, Order::kInterleavedToHalf, products, norms>::rotate(geometry, pointers,
+                                                                             range);
   }
 }
 
@@ -933,16 +883,16 @@ void rotate_range_16(const RopeGeometry& geometry, const RopePointers& pointers,
                      const RopeRange& range) {
   const bool norms = geometry.norm.q || geometry.norm.k;
   if (geometry.round_each) {
-    return norms ? norm_range_of<T, Products::kInElement>(geometry, pointers, range)
-                 : rotate_range_of<T, Products::kInElement>(geometry, pointers, range);
+    return norms ? rotate_range_of<T, Products::kInElement, true>(geometry, pointers, range)
+                 : rotate_range_of<T, Products::kInElement, false>(geometry, pointers, range);
   }
-  if (norms) return norm_range_of<T, Products::kInCompute>(geometry, pointers, range);
+  if (norms) return rotate_range_of<T, Products::kInCompute, true>(geometry, pointers, range);
   if constexpr (T::kFusedSums || T::kPairwise) {
     if (geometry.cast_tables || geometry.table_dtype == geometry.dtype) {
-      return rotate_range_of<T, Products::kExact>(geometry, pointers, range);
+      return rotate_range_of<T, Products::kExact, false>(geometry, pointers, range);
     }
   }
-  rotate_range_of<T, Products::kInCompute>(geometry, pointers, range);
+  rotate_range_of<T, Products::kInCompute, false>(geometry, pointers, range);
 }
 
 /// For wider T.
@@ -950,8 +900,8 @@ template <class T>
 void rotate_range_wide(const RopeGeometry& geometry, const RopePointers& pointers,
                        const RopeRange& range) {
   const bool norms = geometry.norm.q || geometry.norm.k;
-  norms ? norm_range_of<T, Products::kInCompute>(geometry, pointers, range)
-        : rotate_range_of<T, Products::kInCompute>(geometry, pointers, range);
+  norms ? rotate_range_of<T, Products::kInCompute, true>(geometry, pointers, range)
+        : rotate_range_of<T, Products::kInCompute, false>(geometry, pointers, range);
 }
 
 }  // namespace
