@@ -6,6 +6,7 @@ derived tolerances.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -187,6 +188,30 @@ def test_special_values(dtype: torch.dtype, eps: float) -> None:
     assert zeros.isnan().all() if eps == 0 else (zeros == 0).all()
     if dtype != torch.float16:  # the square of the largest is infinite
         assert (expected[1][-1] == 0).all()
+
+
+@pytest.mark.parametrize("round_each", [False, True])
+@pytest.mark.parametrize("style", STYLES)
+def test_rows_of_one_magnitude(style: str, round_each: bool) -> None:
+    """Every magnitude of rows beside those of weights and tables: bf16 has instructions that take
+    subnormal numbers for zeros, and where none can come up is decided by these four."""
+    torch.manual_seed(0)
+    rows = torch.cat([torch.arange(e - 4.0, e + 5) for e in (-128, -63, -31, -15, 0, 11, 33, 70)])
+    tables = torch.tensor([-130.0, -90, -41, -40, -39, -20, 0, 20, 39, 41, 62, 120])
+
+    def values(exponents: Tensor, *shape: int) -> Tensor:
+        mantissas = 1 + torch.randint(8, shape) / 8  # so few that sums cancel
+        return (torch.randint(2, shape) * 2 - 1) * torch.ldexp(mantissas, exponents.int())
+
+    tokens, heads, dim = len(tables), len(rows), 64
+    q = values(rows[None, :, None], tokens, heads, dim).bfloat16()
+    cos, sin = (values(tables[:, None], tokens, dim).float() for _ in range(2))
+    for exponent, eps in itertools.product((-60, -22, -19, 0, 19, 21, 60), (0.0, 1e-6, 1e12)):
+        weight = values(torch.tensor(exponent), dim).bfloat16()
+        arguments = q, q[:, ::8], weight, weight.flip(0), cos, sin
+        options = {**STYLES[style], "round_each": round_each, "eps": eps}
+        expected = npu_rope.reference.norm_apply(*arguments, **options)
+        assert_same(rope.norm_apply(*arguments, **options), expected)
 
 
 PROGRAM = """

@@ -152,7 +152,7 @@ def test_whole_vectors_of_one_magnitude(style: str, dtype: torch.dtype, round_ea
     """Every magnitude of elements beside those of tables: instructions that are only right where
     nothing is subnormal or overflows are chosen by a vector's elements and a token's tables."""
     torch.manual_seed(0)
-    elements = torch.cat([torch.arange(e - 5.0, e + 5) for e in (-128, -63, 0, 65, 122)])
+    elements = torch.cat([torch.arange(e - 5.0, e + 5) for e in (-128, -63, -31, 0, 33, 122)])
     tables = torch.tensor([-130.0, -70, -41, -40, -39, -20, -1, 0, 1, 20, 39, 40, 41, 62, 120])
 
     def values(exponents: Tensor, *shape: int) -> Tensor:

@@ -186,6 +186,21 @@ ROPE_INLINE U float_to_half_bits(F value) {
   return unsigned_half | (bits >> 16 & 0x8000u);
 }
 
+/// fp32 -> the nearest fp16, ties to even, as fp32. (Shorter than to fp16 and back by the two
+/// above.)
+template <class F, class U>
+ROPE_INLINE F round_to_half(F value) {
+  const U bits = bit_cast<U>(value), sign = bits & 0x80000000u;
+  const F magnitude = bit_cast<F>(bits ^ sign);
+  // 2^13 times the power of two below a value has the last of its 11 bits in its own last place, to
+  // which the addition rounds; subnormals have no lower one than numbers from 2^-14 on.
+  const F power = bit_cast<F>(bits & 0x7f800000u);
+  const F large = (power > 0x1p-14f ? power : F{} + 0x1p-14f) * 0x1p13f;
+  const F rounded = magnitude + large - large;
+  const F finite_or_not = magnitude >= 65520.0f ? F{} + __builtin_inff() : rounded;
+  return bit_cast<F>(bit_cast<U>(finite_or_not) | sign);
+}
+
 /// Rounds fp32 to the nearest bf16, ties to even, in the high 16 bits; the low ones are garbage.
 /// A NaN must have zeros there: the addition would carry it into a number.
 template <class U>
@@ -240,11 +255,15 @@ using Float32 = Native<float>;
 /// uint16_t lanes: the even ones of a, the odd ones of b.
 template <int N>
 ROPE_INLINE Vec<uint16_t, 2 * N> even_then_odd(Vec<uint32_t, N> a, Vec<uint32_t, N> b) {
+  using H = Vec<uint16_t, 2 * N>;
+#if defined(__SSE2__) && !defined(__SSE4_1__)  // no blend
+  return bit_cast<H>((a & 0xffffu) | (b & 0xffff0000u));
+#else
   struct Index {
     static constexpr int of(int l) { return l % 2 ? 2 * N + l : l; }
   };
-  using H = Vec<uint16_t, 2 * N>;
   return shuffle<Index, uint16_t, 2 * N>(bit_cast<H>(a), bit_cast<H>(b));
+#endif
 }
 
 /// max(a - b, 0) in 2 * N lanes of uint16_t.
@@ -469,14 +488,16 @@ struct Float16 {
     *p = static_cast<Element>(float_to_half_bits<float, uint32_t>(value));
   }
 
-  static ROPE_INLINE float rounded(float value) {
-    Element half;
-    write(&half, value);
-    return read(&half);
-  }
+  static ROPE_INLINE float rounded(float value) { return round_to_half<float, uint32_t>(value); }
   template <int N>
   static ROPE_INLINE Two<float, N> rounded(Two<float, N> v) {
+#if defined(__F16C__) || defined(__aarch64__)
     return {widen<N>(narrow<N>(v.a)), widen<N>(narrow<N>(v.b))};
+#else
+    using F = Vec<float, N>;
+    using U = Vec<uint32_t, N>;
+    return {round_to_half<F, U>(v.a), round_to_half<F, U>(v.b)};
+#endif
   }
 
   template <int N>
