@@ -11,6 +11,8 @@ constexpr int64_t kKiB = 1024;
 constexpr int64_t kThird = 64 * kKiB;      // the banks repeat every 64 KB of the unified buffer
 constexpr int64_t kBankRow = 512;          // the 16 bank groups repeat every 512 bytes
 constexpr int64_t kTransfer = 16 * kKiB;   // a transfer this long has the full bandwidth
+constexpr int64_t kBlock = 4 * kKiB;       // a shorter block costs a transfer more than it brings
+constexpr int64_t kStepLines = 6;          // lines whose Mul take as long as the rest of a step
 constexpr int64_t kFewTransfers = 8;       // of a core: it waits for the first more than they cost
 constexpr int64_t kMaxTables = 32 * kKiB;  // of the unified buffer, for the tables of a tile
 constexpr int64_t kUsefulSteps = 20;       // rows a step needs to be worth more than its start
@@ -313,14 +315,28 @@ struct Cut {
   int64_t shortest;  // bytes of the shortest transfer that is cut from a longer one
 };
 
-/// Rows of a box with lines (all heads of a token, or all tokens of a head) of `line` rows: as many
-/// whole lines as make a long enough transfer, or an even part of a line that makes several, as far
-/// as a buffer of `most` rows holds them.
-int64_t box_of(int64_t line, const Rows& rows, int64_t most) {
+/// Lines of a box, and rows of each.
+struct BoxLines {
+  int64_t inner, outer;
+};
+
+/// A box of at most `most` rows of `lines` lines (all heads of a token, or all tokens of a head) of
+/// `line` rows: as many whole lines as make a long enough transfer, or an even part of a line that
+/// makes several; or shorter parts of several lines, where those fill a buffer better.
+BoxLines box_of(int64_t line, int64_t lines, const Rows& rows, int64_t most) {
   const int64_t long_enough = CeilDiv(kTransfer, rows.run);
   const int64_t parts = std::max<int64_t>(line / long_enough, 1);
-  if (parts > 1 || line > most) return EvenPiece(line, std::min(most, CeilDiv(line, parts)));
-  return line * std::min(CeilDiv(long_enough, line), most / line);
+  if (parts == 1 && line <= most) {
+    return {line, std::min({CeilDiv(long_enough, line), most / line, lines})};
+  }
+  BoxLines best = {EvenPiece(line, std::min(most, CeilDiv(line, parts))), 1};
+  for (int64_t outer = 2; outer <= std::min(lines, most); ++outer) {
+    const int64_t inner = EvenPiece(line, most / outer);
+    if (inner * rows.run < kBlock) break;
+    const int64_t cost = (kStepLines + outer) * best.inner * best.outer;
+    if (cost < (kStepLines + best.outer) * inner * outer) best = {inner, outer};
+  }
+  return best;
 }
 
 /// Heads of q and k of the core that has most.
@@ -346,7 +362,8 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
   for (int i = 0; i < 2; ++i) {
     const int64_t heads = core_heads(p, rows[i]);
     if (heads == 0) continue;
-    const int64_t lines = rows[i].head_major ? kEvenTokens : box_of(heads, rows[i], most) / heads;
+    const int64_t lines =
+        rows[i].head_major ? kEvenTokens : box_of(heads, most, rows[i], most).outer;
     if (lines <= tokens) whole = std::max(whole, lines);
   }
   tokens -= tokens % whole;
@@ -358,8 +375,7 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
     if (heads == 0) continue;
     const bool head_major = rows[i].head_major;
     const int64_t line = head_major ? tokens : heads;
-    const int64_t box = std::min(box_of(line, rows[i], most), heads * tokens);
-    int64_t inner = std::min(box, line), outer = std::max<int64_t>(box / line, 1);
+    auto [inner, outer] = box_of(line, head_major ? heads : tokens, rows[i], most);
     if (head_major) inner = line;  // a column of tokens is cut only where it must be
     if (!rows[i].reach_inner) inner = 1;
     if (!rows[i].reach_outer) outer = 1;
