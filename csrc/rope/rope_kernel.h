@@ -235,7 +235,7 @@ class RopeKernel {
                         int64_t gm_begin, const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
     const RopeColumns* columns = move.columns;
     int32_t groups = move.groups;
-    do {
+    for (;;) {
       const int32_t bytes = columns->bytes * lines.rows;
       AscendC::DataCopyExtParams params;
       params.blockCount = static_cast<uint16_t>(lines.blocks);
@@ -247,17 +247,19 @@ class RopeKernel {
       const AscendC::DataCopyPadExtParams<uint8_t> fill{columns->fill > 0, 0, columns->fill, 0};
       int64_t from = gm_begin + columns->gm;
       int32_t to = ub_begin + columns->ub, left = lines.count;
-      do {
+      for (;;) {
         if constexpr (kLoad) {
           AscendC::DataCopyPad(ub[to], gm[from], params, fill);
         } else {
           AscendC::DataCopyPad(gm[from], ub[to], params);
         }
+        if (--left == 0) break;
         from += move.outer;
         to += lines.blocks * columns->ub_pitch;
-      } while (--left > 0);
+      }
+      if (--groups == 0) break;
       ++columns;
-    } while (--groups > 0);
+    }
   }
 
   // ---- Tables -------------------------------------------------------------------------------
@@ -388,12 +390,13 @@ class RopeKernel {
   ROPE_INLINE void Rotate(const Steps& steps, int32_t at, int32_t token) {
     at += steps.rows->row_offset;
     int32_t left = steps.lines;
-    do {
+    for (;;) {
       RotateStep(steps, at, token, Min(steps.step, left));
+      left -= steps.step;
+      if (left <= 0) break;
       at += steps.bytes;
       token += steps.tokens;
-      left -= steps.step;
-    } while (left > 0);
+    }
   }
 
   /// Rotates `lines` lines of the box in place, the first at byte `at` of the ring.
@@ -472,16 +475,17 @@ class RopeKernel {
     int32_t i = 0;
     do {
       if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
-      int32_t row = p_.row.columns[i], product = row, entry = row, n = loops;
-      do {
+      int32_t row = p_.row.columns[i], product = row, entry = row, left = loops;
+      for (;;) {
         AscendC::Mul<float, false>(p[product], x[row], c[entry], MASK_PLACEHOLDER, repeats,
                                    steps.multiply);
         AscendC::Mul<float, false>(q[product], x[row], s[entry], MASK_PLACEHOLDER, repeats,
                                    steps.multiply);
+        if (--left == 0) break;
         row += steps.x_step;
         product += steps.product_step;
         entry += steps.table_step;
-      } while (--n > 0);
+      }
     } while (++i < p_.row.count);
     if (p_.row.count > p_.row.full) AscendC::ResetMask();
     AscendC::PipeBarrier<PIPE_V>();
@@ -512,16 +516,16 @@ class RopeKernel {
     const Rows<float> difference = swap ? y2 : y1, sum = swap ? y1 : y2;
     const Rows<float> p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
     const int32_t width = p_.lanes;
-    int32_t i = 0;
-    do {
-      if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, p_.half_mask);
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = width - i;
+      if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, p_.half_mask);
       AscendC::Sub<float, false>(difference[i], p.After(a)[i], q.After(b)[i], MASK_PLACEHOLDER,
                                  repeats, params);
       AscendC::Add<float, false>(sum[i], p.After(b)[i], q.After(a)[i], MASK_PLACEHOLDER, repeats,
                                  params);
-      i += kRepeatFloats;
-    } while (i < width);
-    if (i > width) AscendC::ResetMask();
+      if (left <= kRepeatFloats) break;
+    }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
     AscendC::PipeBarrier<PIPE_V>();
   }
 
@@ -538,14 +542,14 @@ class RopeKernel {
                             int32_t rows, RoundMode mode) {
     const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks),
                                    static_cast<uint8_t>(from.blocks));
-    int32_t i = 0;
-    do {
-      if (columns.width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = columns.width - i;
+      if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
       AscendC::Cast<D, S, false>(to[i], from[i], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                  params);
-      i += kRepeatFloats;
-    } while (i < columns.width);
-    if (i > columns.width) AscendC::ResetMask();
+      if (left <= kRepeatFloats) break;
+    }
+    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   /// Both halves of rows. shift: as in Steps.
@@ -572,14 +576,14 @@ class RopeKernel {
     params.srcStride = 1;
     params.dstRepeatSize = static_cast<uint16_t>(to.blocks);
     params.srcRepeatSize = static_cast<uint16_t>(from.blocks);
-    int32_t i = 0;
-    do {
-      if (columns.width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = columns.width - i;
+      if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
       AscendC::Copy<float, false>(to[i], from[i], MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
                                   params);
-      i += kRepeatFloats;
-    } while (i < columns.width);
-    if (i > columns.width) AscendC::ResetMask();
+      if (left <= kRepeatFloats) break;
+    }
+    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
@@ -596,18 +600,18 @@ class RopeKernel {
     const Rows<uint16_t> halves{x.part, x.begin, 0};
     const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0}, upper{upper_, 0, 0};
     const int32_t width = p_.lanes;
-    int32_t i = 0;
-    do {
-      const bool partial = width - i < kRepeatFloats;
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = width - i;
+      const bool partial = left < kRepeatFloats;
       if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
       AscendC::ShiftLeft<uint32_t, false>(first[i], pairs[i], uint32_t{16}, MASK_PLACEHOLDER,
                                           repeats, shift);
       if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
       AscendC::And<uint16_t, false>(second[2 * i], halves[2 * i], upper[0], MASK_PLACEHOLDER,
                                     repeats, mask);
-      i += kRepeatFloats;
-    } while (i < width);
-    if (i > width) AscendC::ResetMask();
+      if (left <= kRepeatFloats) break;
+    }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   /// The other way round: the work buffer's halves are rounded to bf16, as fp32 again, and the
@@ -628,9 +632,9 @@ class RopeKernel {
     const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0};
     const Rows<uint16_t> halves{x.part, x.begin, 0};
     const int32_t width = p_.lanes;
-    int32_t i = 0;
-    do {
-      const bool partial = width - i < kRepeatFloats;
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = width - i;
+      const bool partial = left < kRepeatFloats;
       if (partial) AscendC::SetVectorMask<uint32_t>(0, p_.half_mask);
       AscendC::ShiftRight<uint32_t, false>(moved[i], first[i], uint32_t{16}, MASK_PLACEHOLDER,
                                            repeats, down);
@@ -638,9 +642,9 @@ class RopeKernel {
       if (partial) AscendC::SetVectorMask<uint16_t>(p_.pair_mask[1], p_.pair_mask[0]);
       AscendC::Or<uint16_t, false>(halves[2 * i], lower[2 * i], second[2 * i], MASK_PLACEHOLDER,
                                    repeats, join);
-      i += kRepeatFloats;
-    } while (i < width);
-    if (i > width) AscendC::ResetMask();
+      if (left <= kRepeatFloats) break;
+    }
+    if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
   template <typename B>

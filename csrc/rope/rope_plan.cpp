@@ -334,7 +334,8 @@ BoxLines box_of(int64_t line, int64_t lines, const Rows& rows, int64_t most) {
     const int64_t inner = EvenPiece(line, most / outer);
     if (inner * rows.run < kBlock) break;
     const int64_t cost = (kStepLines + outer) * best.inner * best.outer;
-    if (cost < (kStepLines + best.outer) * inner * outer) best = {inner, outer};
+    const bool cheaper = cost < (kStepLines + best.outer) * inner * outer;
+    if (cheaper && line % inner == 0) best = {inner, outer};
   }
   return best;
 }
