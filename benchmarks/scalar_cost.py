@@ -65,6 +65,8 @@ def key(geometry: Any, soc: str) -> str:  # noqa: ANN401  a type of _C
         numbers += [rows.batch, rows.token, rows.head]
     for table in (g.cos, g.sin):
         numbers += [table.batch, table.token]
+    if g.norm.q or g.norm.k:
+        numbers += [g.norm.q, g.norm.k, int(g.norm.weight_dtype)]
     return " ".join(str(int(number)) for number in numbers)
 
 

@@ -12,12 +12,14 @@
 #include "rope/rope_entries.h"
 #include "rope/rope_forms.h"
 #include "rope/rope_layer.h"
+#include "rope/rope_ops.h"
 #include "rope/rope_plan.h"
 #include "simulator/ascendc/simulator.h"
 
 // The kernel's entries, compiled against the simulator's kernel_operator.h.
 using RopeKernelFunction = void(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out,
-                                uint8_t* k_out, npu_rope::RopeParams params);
+                                uint8_t* k_out, uint8_t* q_weight, uint8_t* k_weight,
+                                npu_rope::RopeParams params);
 #define DECLARE(name, ...) extern "C" RopeKernelFunction name;
 ROPE_ENTRIES(DECLARE)
 #undef DECLARE
@@ -45,6 +47,12 @@ RopeOptions options_of(const std::optional<std::string>& layout, std::optional<i
   return options;
 }
 
+/// The norm as it came: none where both weights are None.
+NormOptions norm_of(const std::optional<at::Tensor>& q_weight,
+                    const std::optional<at::Tensor>& k_weight, double eps, double weight_offset) {
+  return {or_undefined(q_weight), or_undefined(k_weight), eps, weight_offset};
+}
+
 /// Of tensors that come past the dispatcher: what it would have seen to.
 void check_plain(const at::Tensor& tensor, const char* name) {
   if (!tensor.defined()) return;
@@ -57,13 +65,15 @@ void check_plain(const at::Tensor& tensor, const char* name) {
 /// The checks of every form, on the tensors as they lie.
 RopeArgs check_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos,
                    const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
-                   const RopeOptions& options) {
-  const at::Tensor* const tensors[] = {&q, &k, &cos, &sin, &q_out, &k_out};
-  const char* const names[] = {"q", "k", "cos", "sin", "q_out", "k_out"};
-  for (int i = 0; i < 6; ++i) check_plain(*tensors[i], names[i]);
+                   const NormOptions& norm, const RopeOptions& options) {
+  const at::Tensor* const tensors[] = {&q,     &k,     &cos,           &sin,
+                                       &q_out, &k_out, &norm.q_weight, &norm.k_weight};
+  const char* const names[] = {"q", "k", "cos", "sin", "q_out", "k_out", "q_weight", "k_weight"};
+  for (int i = 0; i < 8; ++i) check_plain(*tensors[i], names[i]);
   const RopeArgs args = check_inputs<int64_t>(q, k, cos, sin, options, {"q", "k"});
+  check_norm(norm, q, k, args);
   check_outputs<int64_t>(q, k, q_out, k_out);
-  check_overlap(q, k, cos, sin, q_out, k_out);
+  check_norm_overlap(q, k, cos, sin, norm, q_out, k_out);
   return args;
 }
 
@@ -71,15 +81,21 @@ RopeGeometry geometry_of(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          const at::Tensor& sin, const at::Tensor& q_out, const at::Tensor& k_out,
                          const std::optional<std::string>& layout,
                          std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved,
-                         bool deinterleave, bool cast_tables, bool round_each, bool transpose) {
+                         bool deinterleave, bool cast_tables, bool round_each, bool transpose,
+                         const std::optional<at::Tensor>& q_weight,
+                         const std::optional<at::Tensor>& k_weight, double eps,
+                         double weight_offset) {
   const RopeOptions options = options_of(layout, rotary_dim, rotary_offset, interleaved,
                                          deinterleave, cast_tables, round_each);
-  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, options);
+  const NormOptions norm = norm_of(q_weight, k_weight, eps, weight_offset);
+  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, norm, options);
   for (const at::Tensor& tensor : {q, k, cos, sin, q_out, k_out}) {
     TORCH_CHECK_VALUE(has_dense_rows(tensor), "a tensor's last axis has stride ",
                       tensor.strides().back(), ", expected 1: a geometry has dense rows");
   }
-  return make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+  RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+  geometry.norm = make_norm(norm);
+  return geometry;
 }
 
 /// The bytes from a tensor's first element to its last: what a kernel may touch of its storage.
@@ -92,13 +108,18 @@ GmRegion extent_of(const at::Tensor& tensor, bool read_only) {
   return {tensor.const_data_ptr(), elements * tensor.element_size(), read_only};
 }
 
-#define KERNEL(name, dtype, type, split_in, join_out) {DType::dtype, split_in, join_out, name},
+#define KERNEL(name, dtype, type, split_in, join_out, norm) \
+  {DType::dtype, split_in, join_out, norm, name},
 constexpr RopeEntry<RopeKernelFunction> kKernels[] = {ROPE_ENTRIES(KERNEL)};
 #undef KERNEL
 
 Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor& k,
                     const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
-                    const at::Tensor& k_out, const std::string& soc, bool events, int threads) {
+                    const at::Tensor& k_out, const std::optional<at::Tensor>& maybe_q_weight,
+                    const std::optional<at::Tensor>& maybe_k_weight, const std::string& soc,
+                    bool events, int threads) {
+  const at::Tensor& q_weight = or_undefined(maybe_q_weight);
+  const at::Tensor& k_weight = or_undefined(maybe_k_weight);
   Trace nothing;
   nothing.chip = soc;
   if (plan.cores == 0) return nothing;
@@ -118,16 +139,21 @@ Trace simulate_rope(const RopePlan& plan, const at::Tensor& q, const at::Tensor&
   uint8_t* const q_written = written(q_out);
   uint8_t* const k_written = written(k_out);
   // Outputs first: where one is its own input, the region that may be written is found first.
-  const std::vector<GmRegion> regions = {extent_of(q_out, false), extent_of(k_out, false),
-                                         extent_of(q, true),      extent_of(k, true),
-                                         extent_of(cos, true),    extent_of(sin, true)};
+  const std::vector<GmRegion> regions = {extent_of(q_out, false),   extent_of(k_out, false),
+                                         extent_of(q, true),        extent_of(k, true),
+                                         extent_of(cos, true),      extent_of(sin, true),
+                                         extent_of(q_weight, true), extent_of(k_weight, true)};
   const py::gil_scoped_release release;
   return simulator::simulate(find_chip(soc), plan.cores, regions,
                              [&] {
                                entry(address(q), address(k), address(cos), address(sin), q_written,
-                                     k_written, plan.params);
+                                     k_written, address(q_weight), address(k_weight), plan.params);
                              },
                              {threads, events});
+}
+
+at::Tensor dense_rows(const at::Tensor& tensor) {
+  return has_dense_rows(tensor) ? tensor : tensor.contiguous();
 }
 
 /// The operator on simulated cores: its checks, its copies where rows are not dense, one launch.
@@ -137,9 +163,11 @@ std::tuple<RopeGeometry, RopePlan, Trace> simulate(
     const std::optional<at::Tensor>& maybe_q_out, const std::optional<at::Tensor>& maybe_k_out,
     const std::string& soc, bool events, int threads, const std::optional<std::string>& layout,
     std::optional<int64_t> rotary_dim, int64_t rotary_offset, bool interleaved, bool deinterleave,
-    bool cast_tables, bool round_each, bool transpose) {
+    bool cast_tables, bool round_each, bool transpose, const std::optional<at::Tensor>& q_weight,
+    const std::optional<at::Tensor>& k_weight, double eps, double weight_offset) {
   const RopeOptions options = options_of(layout, rotary_dim, rotary_offset, interleaved,
                                          deinterleave, cast_tables, round_each);
+  NormOptions norm = norm_of(q_weight, k_weight, eps, weight_offset);
   const at::NoGradGuard no_grad;
   const at::Tensor q_out = maybe_q_out.value_or(at::Tensor());
   const at::Tensor k_out = maybe_k_out.value_or(at::Tensor());
@@ -150,8 +178,12 @@ std::tuple<RopeGeometry, RopePlan, Trace> simulate(
   const at::Tensor q = maybe_q ? resolved(*maybe_q) : at::Tensor();
   const at::Tensor k = maybe_k ? resolved(*maybe_k) : at::Tensor();
   const at::Tensor cos = resolved(given_cos), sin = resolved(given_sin);
-  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, options);
+  for (at::Tensor* const weight : {&norm.q_weight, &norm.k_weight}) {
+    if (weight->defined()) *weight = resolved(*weight);
+  }
+  const RopeArgs args = check_all(q, k, cos, sin, q_out, k_out, norm, options);
   RopeGeometry geometry = make_geometry(args, q, k, cos, sin, q_out, k_out, transpose);
+  geometry.norm = make_norm(norm);
   RopePlan plan = plan_rope(geometry, find_chip(soc));
   Trace trace;
   trace.chip = soc;
@@ -160,8 +192,10 @@ std::tuple<RopeGeometry, RopePlan, Trace> simulate(
              const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& q_out,
              const at::Tensor& k_out) {
            geometry = dense;
+           geometry.norm = make_norm(norm);
            plan = plan_rope(geometry, find_chip(soc));
-           trace = simulate_rope(plan, q, k, cos, sin, q_out, k_out, soc, events, threads);
+           trace = simulate_rope(plan, q, k, cos, sin, q_out, k_out, dense_rows(norm.q_weight),
+                                 dense_rows(norm.k_weight), soc, events, threads);
          });
   return {geometry, plan, std::move(trace)};
 }
@@ -199,6 +233,9 @@ void bind_plan(py::module_& module) {
                           &RowStrides::token, "head", &RowStrides::head);
   bind_struct<TableStrides>(module, "TableStrides", "batch", &TableStrides::batch, "token",
                             &TableStrides::token);
+  bind_struct<RopeNorm>(module, "RopeNorm", "q", &RopeNorm::q, "k", &RopeNorm::k, "weight_dtype",
+                        &RopeNorm::weight_dtype, "eps", &RopeNorm::eps, "weight_offset",
+                        &RopeNorm::weight_offset);
   using G = RopeGeometry;
   bind_struct<G>(module, "RopeGeometry", "dtype", &G::dtype, "table_dtype", &G::table_dtype,
                  "style", &G::style, "transpose", &G::transpose, "half_tables", &G::half_tables,
@@ -206,7 +243,8 @@ void bind_plan(py::module_& module) {
                  "tokens", &G::tokens, "q_heads", &G::q_heads, "k_heads", &G::k_heads, "head_dim",
                  &G::head_dim, "rotary_dim", &G::rotary_dim, "rotary_offset", &G::rotary_offset,
                  "q_in_place", &G::q_in_place, "k_in_place", &G::k_in_place, "q", &G::q, "k", &G::k,
-                 "q_out", &G::q_out, "k_out", &G::k_out, "cos", &G::cos, "sin", &G::sin);
+                 "q_out", &G::q_out, "k_out", &G::k_out, "cos", &G::cos, "sin", &G::sin, "norm",
+                 &G::norm);
   using P = RopeParams;
   bind_struct<P>(module, "RopeParams", "token_parts", &P::token_parts, "head_parts", &P::head_parts,
                  "tile_tokens", &P::tile_tokens, "box_rows", &P::box_rows, "step_rows",
@@ -229,7 +267,9 @@ void bind_plan(py::module_& module) {
              py::arg("layout") = py::none(), py::arg("rotary_dim") = py::none(),
              py::arg("rotary_offset") = 0, py::arg("interleaved") = false,
              py::arg("deinterleave") = false, py::arg("cast_tables") = true,
-             py::arg("round_each") = false, py::arg("transpose") = false);
+             py::arg("round_each") = false, py::arg("transpose") = false,
+             py::arg("q_weight") = py::none(), py::arg("k_weight") = py::none(),
+             py::arg("eps") = 0.0, py::arg("weight_offset") = 0.0);
 }
 
 std::vector<UbOperand> operands_of(const Event& event) {
@@ -292,9 +332,12 @@ void bind_simulator(py::module_& module) {
              py::arg("threads"), py::arg("layout") = py::none(), py::arg("rotary_dim") = py::none(),
              py::arg("rotary_offset") = 0, py::arg("interleaved") = false,
              py::arg("deinterleave") = false, py::arg("cast_tables") = true,
-             py::arg("round_each") = false, py::arg("transpose") = false);
+             py::arg("round_each") = false, py::arg("transpose") = false,
+             py::arg("q_weight") = py::none(), py::arg("k_weight") = py::none(),
+             py::arg("eps") = 0.0, py::arg("weight_offset") = 0.0);
   module.def("simulate_rope", &simulate_rope, py::arg("plan"), py::arg("q"), py::arg("k"),
-             py::arg("cos"), py::arg("sin"), py::arg("q_out"), py::arg("k_out"), py::kw_only(),
+             py::arg("cos"), py::arg("sin"), py::arg("q_out"), py::arg("k_out"),
+             py::arg("q_weight") = py::none(), py::arg("k_weight") = py::none(), py::kw_only(),
              py::arg("soc"), py::arg("events") = false, py::arg("threads") = 0);
 }
 

@@ -26,10 +26,12 @@
 int64_t block_index = 0;
 
 using namespace npu_rope;
-using Kernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, RopeParams);
+using Kernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*,
+                    RopeParams);
 #define DECLARE(name, ...) extern "C" Kernel name;
 ROPE_ENTRIES(DECLARE)
-#define ENTRY(name, dtype, type, split_in, join_out) {DType::dtype, split_in, join_out, name},
+#define ENTRY(name, dtype, type, split_in, join_out, norm) \
+  {DType::dtype, split_in, join_out, norm, name},
 constexpr RopeEntry<Kernel> kKernels[] = {ROPE_ENTRIES(ENTRY)};
 
 namespace {
@@ -42,7 +44,7 @@ namespace {
 void run(Kernel* kernel, const RopeParams& params) {
   uint8_t* const gm = reinterpret_cast<uint8_t*>(1ull << 40);  // never read or written
   ISSUE_ALONE(kBegin);
-  kernel(gm, gm, gm, gm, gm, gm, params);
+  kernel(gm, gm, gm, gm, gm, gm, gm, gm, params);
   ISSUE_ALONE(kEnd);
 }
 
@@ -126,6 +128,9 @@ int main(int count, char** arguments) {
       std::fprintf(stderr, "expected a geometry, got '%s'\n", line.c_str());
       return 1;
     }
+    int weight_dtype = 0;
+    if (in >> g.norm.q >> g.norm.k >> weight_dtype) g.norm.eps = 1e-6;
+    g.norm.weight_dtype = static_cast<DType>(weight_dtype);
     g.dtype = static_cast<DType>(dtype);
     g.table_dtype = static_cast<DType>(table_dtype);
     g.style = static_cast<Style>(style);

@@ -121,7 +121,9 @@ class GlobalTensor {
 
 // ---- Masks --------------------------------------------------------------------------------------
 
-template <typename T>
+enum class MaskMode : uint8_t { NORMAL = 0, COUNTER };
+
+template <typename T, MaskMode mode = MaskMode::NORMAL>
 inline void SetVectorMask(const uint64_t high, const uint64_t low) {
   ISSUE1(kMask, high);
   ISSUE1(kMask, low);
@@ -130,6 +132,8 @@ inline void ResetMask() {
   ISSUE1(kMask, ~uint64_t{0});
   ISSUE1(kMask, ~uint64_t{0});
 }
+inline void SetMaskCount() { ISSUE0(kOther); }
+inline void SetMaskNorm() { ISSUE0(kOther); }
 template <typename T>
 inline void SetMask(uint64_t lanes) {
   const auto ones = [](uint64_t n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1; };
@@ -191,9 +195,64 @@ struct TransDataTo5HDParams {
 BINARY(Add)
 BINARY(Sub)
 BINARY(Mul)
+BINARY(Div)
 BINARY(And)
 BINARY(Or)
 #undef BINARY
+
+#define SCALAR(name)                                                                           \
+  template <typename T, bool isSetMask = true>                                                 \
+  inline void name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& value,       \
+                   uint64_t mask, const uint8_t repeatTime, const UnaryRepeatParams& params) { \
+    if (isSetMask) SetMask<T>(mask);                                                           \
+    ISSUE4(kVector, dst.GetPhyAddr(), src.GetPhyAddr(), value, params.packed(repeatTime));     \
+  }                                                                                            \
+  template <typename T>                                                                        \
+  inline void name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& value,       \
+                   const int32_t& count) {                                                     \
+    SetMaskCount();                                                                            \
+    SetVectorMask<T>(0, static_cast<uint64_t>(count));                                         \
+    ISSUE4(kVector, dst.GetPhyAddr(), src.GetPhyAddr(), value,                                 \
+           (UnaryRepeatParams{1, 1, 8, 8}.packed(1)));                                         \
+    SetMaskNorm();                                                                             \
+    ResetMask();                                                                               \
+  }
+SCALAR(Adds)
+SCALAR(Muls)
+#undef SCALAR
+template <typename T, bool isSetMask = true>
+inline void Sqrt(const LocalTensor<T>& dst, const LocalTensor<T>& src, uint64_t mask,
+                 const uint8_t repeatTime, const UnaryRepeatParams& params) {
+  if (isSetMask) SetMask<T>(mask);
+  ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(), params.packed(repeatTime));
+}
+#define REDUCTION(name)                                                                        \
+  template <typename T, bool isSetMask = true>                                                 \
+  inline void name(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeat, \
+                   const int32_t mask, const int32_t dstRepStride, const int32_t srcBlkStride, \
+                   const int32_t srcRepStride) {                                               \
+    if (isSetMask) SetMask<T>(static_cast<uint64_t>(mask));                                    \
+    ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(),                                        \
+           uint64_t{static_cast<uint8_t>(repeat)} << 56 |                                      \
+               uint64_t{static_cast<uint16_t>(dstRepStride)} |                                 \
+               uint64_t{static_cast<uint16_t>(srcBlkStride)} << 16 |                           \
+               uint64_t{static_cast<uint16_t>(srcRepStride)} << 32);                           \
+  }
+REDUCTION(BlockReduceSum)
+REDUCTION(PairReduceSum)
+#undef REDUCTION
+struct BrcbRepeatParams {
+  constexpr BrcbRepeatParams(uint16_t dst_block, uint16_t dst_repeat)
+      : dstBlkStride(dst_block), dstRepStride(dst_repeat) {}
+  uint16_t dstBlkStride, dstRepStride;
+};
+template <typename T>
+inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint8_t repeatTime,
+                 const BrcbRepeatParams& p) {
+  ResetMask();
+  ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(),
+         uint64_t{repeatTime} << 56 | uint64_t{p.dstRepStride} << 32 | p.dstBlkStride);
+}
 
 template <typename T, bool isSetMask = true>
 inline void ShiftLeft(const LocalTensor<T>& dst, const LocalTensor<T>& src, const T& distance,
@@ -211,6 +270,15 @@ inline void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, const Rou
                  const uint64_t mask, const uint8_t repeatTime, const UnaryRepeatParams& params) {
   if (isSetMask) SetMask<float>(mask);
   ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(), params.packed(repeatTime));
+}
+template <typename D, typename S>
+inline void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, const RoundMode&,
+                 const uint32_t count) {
+  SetMaskCount();
+  SetVectorMask<float>(0, count);
+  ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(), (UnaryRepeatParams{1, 1, 8, 4}.packed(1)));
+  SetMaskNorm();
+  ResetMask();
 }
 template <typename T, bool isSetMask = true>
 inline void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask,

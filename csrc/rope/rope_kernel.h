@@ -23,6 +23,7 @@
 //   deinterleave, transp.  as interleaved         = 7   5, join           6   3, join 2         5
 //
 // round_each, 16-bit: 4 more, both products are rounded and widened again (RoundProducts).
+// kNorm: norm_kernel.h's, and with round_each 2 more.
 //
 // Memory: a ring of kRing buffers, each loaded, rotated in place and stored. MTE2 loads one box
 // while V rotates the one before and MTE3 stores the one before that. Banks: rows in fp32 and the
@@ -35,8 +36,10 @@
 #pragma once
 
 #include "kernel_operator.h"
+#include "norm_kernel.h"
 #include "rope_pairs.h"
 #include "rope_params.h"
+#include "rope_rows.h"
 
 namespace npu_rope {
 
@@ -48,16 +51,6 @@ using AscendC::MASK_PLACEHOLDER;
 using AscendC::RoundMode;
 using AscendC::UnaryRepeatParams;
 
-/// What transposes elements without looking at them.
-template <typename T>
-struct BitsOf {
-  using Type = uint16_t;
-};
-template <>
-struct BitsOf<float> {
-  using Type = float;
-};
-
 template <typename T, typename U>
 struct Same {
   static constexpr bool value = false;
@@ -67,8 +60,20 @@ struct Same<T, T> {
   static constexpr bool value = true;
 };
 
-/// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs.
-template <typename T, bool kSplit, bool kJoin>
+template <bool kNorm>
+struct NormOf {
+  struct Type {
+    ROPE_INLINE explicit Type(const RopeParams&) {}
+  };
+};
+template <>
+struct NormOf<true> {
+  using Type = NormStep;
+};
+
+/// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs. kNorm: rows of q, of k or
+/// of both are normalised before they are rotated.
+template <typename T, bool kSplit, bool kJoin, bool kNorm>
 class RopeKernel {
   using Bits = typename BitsOf<T>::Type;
   static constexpr bool kFloat = Same<T, float>::value;
@@ -81,10 +86,10 @@ class RopeKernel {
 
  public:
   ROPE_INLINE RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
-      : p_(params), pipe_(pipe) {}
+      : p_(params), pipe_(pipe), norm_(params) {}
 
   ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                        GM_ADDR k_out) {
+                        GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight) {
     in_[0].SetGlobalBuffer(q);
     in_[1].SetGlobalBuffer(k);
     out_[0].SetGlobalBuffer(q_out);
@@ -103,6 +108,7 @@ class RopeKernel {
     cos_product_ = Part(ub.cos_product, ub.product_bytes);
     sin_product_ = Part(ub.sin_product, ub.product_bytes);
     ring_ = Part(ub.ring, kRing * ub.slot_bytes);
+    if constexpr (kNorm) norm_.Init(Part(ub.norm, ub.norm_bytes), q_weight, k_weight);
 
     if constexpr (kTransposes) {
       pair_rows_[0].Make(p_.tensors[0].pair_rows, p_.tensors[0].pair_pitch);
@@ -130,11 +136,13 @@ class RopeKernel {
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
     RopeBox next;
     walk.First(next);
+    if constexpr (kNorm) norm_.LoadWeights();
     LoadTables(next);
     int32_t slot = 0;
     int64_t in = next.in;
     Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
     Load(next, loaded, in, slot);
+    if constexpr (kNorm) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
     bool more = true;
     do {
       const RopeBox box = next;
@@ -178,21 +186,6 @@ class RopeKernel {
     part.SetSize(bytes);
     return part;
   }
-
-  /// Rows in a part of the unified buffer.
-  template <typename B>
-  struct Rows {
-    const LocalTensor<uint8_t>& part;
-    int32_t begin;   // bytes to the first
-    int32_t blocks;  // 32-byte blocks from row to row
-
-    /// From a column of the first row on.
-    ROPE_INLINE LocalTensor<B> operator[](int32_t column) const {
-      return part[begin + column * static_cast<int32_t>(sizeof(B))].template ReinterpretCast<B>();
-    }
-    /// Rows that begin so many bytes further on.
-    ROPE_INLINE Rows After(int32_t bytes) const { return {part, begin + bytes, blocks}; }
-  };
 
   // ---- Global memory <-> unified buffer -----------------------------------------------------
 
@@ -347,6 +340,7 @@ class RopeKernel {
   struct Steps {
     const RopeTensor* rows;
     int32_t tensor, line, lines, step;
+    bool norm;              // of these rows
     int32_t bytes, tokens;  // from round to round: in the ring, and of the tables
     // How P = x*C and Q = x*S are made. An instruction takes 64 columns of the rows of a line, or
     // (across) of one row of each line, whichever are more.
@@ -374,6 +368,7 @@ class RopeKernel {
             line,
             lines,
             step,
+            kNorm && p_.norm.tensors[box.tensor] != 0,
             step * line * t.row_blocks * kBlockBytes,
             t.over_tokens ? step : 0,
             across,
@@ -409,14 +404,24 @@ class RopeKernel {
     const Rows<T> x{ring_, at, steps.rows->row_blocks};
     const Rows<T> even{sin_product_, 0, plane};
     const Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
+    // A norm works on whole rows, in the order in which they were loaded.
+    const Rows<T> row = kNorm ? x.After(-steps.rows->row_offset) : x;
+    const Rows<float> products{cos_product_, 0, p_.float_blocks};
+    const Columns whole{p_.norm.columns, p_.norm.mask};
     if constexpr (kFloat) {
       const Rows<float> x2 = x.After(half * kFloatBytes);
+      if constexpr (kNorm) {
+        if (steps.norm) norm_.MakeFactors(row, products, rows);
+      }
       if constexpr (kSplit) {
         SplitPairs<Bits>({Address(x), Address(cos_product_), {Address(even), Address(odd)}}, pairs,
                          rows * plane);
         CopyRows(x, even, columns, rows);
         CopyRows(x2, odd, columns, rows);
         AscendC::PipeBarrier<PIPE_V>();
+      }
+      if constexpr (kNorm) {
+        if (steps.norm) norm_.Multiply(row, products, steps.tensor, rows);
       }
       Multiply(x, steps, token, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
@@ -429,7 +434,16 @@ class RopeKernel {
         Combine(x, x2, rows);
       }
     } else {
-      const Rows<float> y{work_, 0, p_.float_blocks}, y2 = y.After(half * kFloatBytes);
+      const Rows<float> wide{work_, 0, p_.float_blocks};
+      const Rows<float> y = kNorm ? wide.After(p_.norm.offset * kFloatBytes) : wide;
+      const Rows<float> y2 = y.After(half * kFloatBytes);
+      if constexpr (kNorm) {
+        if (steps.norm || !kSplit) {
+          CastRows(wide, row, whole, rows, RoundMode::CAST_NONE);
+          AscendC::PipeBarrier<PIPE_V>();
+        }
+        if (steps.norm) norm_.MakeFactors(wide, products, rows);
+      }
       if constexpr (kSplit && kBFloat16) {
         WidenPairs(x, rows);
       } else if constexpr (kSplit) {
@@ -439,12 +453,18 @@ class RopeKernel {
                          rows * plane);
         CastRows(y, even, columns, rows, RoundMode::CAST_NONE);
         CastRows(y2, odd, columns, rows, RoundMode::CAST_NONE);
-      } else {
+      } else if constexpr (!kNorm) {
         CastWholeRows(y, x, steps.shift, rows, RoundMode::CAST_NONE);
       }
       AscendC::PipeBarrier<PIPE_V>();
+      if constexpr (kNorm) {
+        if (steps.norm) {
+          norm_.Multiply(wide, products, steps.tensor, rows);
+          if (p_.round_each) RoundRows(wide, rows);
+        }
+      }
       Multiply(y, steps, token, lines);
-      if (p_.round_each) RoundProducts(steps.shift, rows);
+      if (p_.round_each) RoundProducts(y, kNorm ? 0 : steps.shift, rows);
       Combine(y, y2, rows);
       if constexpr (kJoin && kBFloat16) {
         NarrowPairs(x, steps.shift, rows);
@@ -457,6 +477,8 @@ class RopeKernel {
         // Once the planes are in lines, their buffer is spare.
         JoinPairs<Bits>({Address(x), Address(y), {Address(first), Address(second)}}, pairs,
                         Address(cos_product_), rows * plane);
+      } else if constexpr (kNorm && !kSplit) {
+        CastRows(row, wide, whole, rows, RoundMode::CAST_RINT);
       } else {
         CastWholeRows(x, y, steps.shift, rows, RoundMode::CAST_RINT);
       }
@@ -491,12 +513,23 @@ class RopeKernel {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch.
-  ROPE_INLINE void RoundProducts(int32_t shift, int32_t rows) {
-    const int32_t blocks = p_.float_blocks;
+  /// Normalised rows as eager PyTorch has them: rounded to T. P's buffer is scratch.
+  ROPE_INLINE void RoundRows(const Rows<float>& x, int32_t rows) {
+    const Rows<T> rounded{cos_product_, 0, p_.float_blocks / 2};
+    CastChunks(p_.norm.row, rounded, x, 0, rows, RoundMode::CAST_RINT);
+    AscendC::PipeBarrier<PIPE_V>();
+    CastChunks(p_.norm.row, x, rounded, 0, rows, RoundMode::CAST_NONE);
+    AscendC::PipeBarrier<PIPE_V>();
+  }
+
+  /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch;
+  /// beside a norm what is not rotated lies between its rows.
+  ROPE_INLINE void RoundProducts(const Rows<float>& x, int32_t shift, int32_t rows) {
+    const int32_t blocks = p_.float_blocks, pitch = kNorm ? blocks : blocks / 2;
     const Rows<float> p{cos_product_, 0, blocks}, q{sin_product_, 0, blocks};
-    const Rows<T> rounded_p{work_, 0, blocks / 2};
-    const Rows<T> rounded_q = rounded_p.After(rows * (blocks / 2) * kBlockBytes);
+    const Rows<T> rounded_p{x.part, x.begin, pitch};
+    const Rows<T> rounded_q =
+        rounded_p.After(kNorm ? p_.half_pitch * kFloatBytes : rows * pitch * kBlockBytes);
     CastWholeRows(rounded_p, p, shift, rows, RoundMode::CAST_RINT);
     CastWholeRows(rounded_q, q, shift, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
@@ -556,17 +589,23 @@ class RopeKernel {
   template <typename D, typename S>
   ROPE_INLINE void CastWholeRows(const Rows<D>& to, const Rows<S>& from, int32_t shift,
                                  int32_t rows, RoundMode mode) {
+    CastChunks(p_.row, to, from, shift, rows, mode);
+  }
+
+  template <typename D, typename S>
+  ROPE_INLINE void CastChunks(const RopeChunks& chunks, const Rows<D>& to, const Rows<S>& from,
+                              int32_t shift, int32_t rows, RoundMode mode) {
     const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks >> shift),
                                    static_cast<uint8_t>(from.blocks >> shift));
     const uint8_t repeats = static_cast<uint8_t>(rows << shift);
-    const int32_t count = p_.row.count >> shift;
+    const int32_t count = chunks.count >> shift;
     int32_t i = 0;
     do {
-      if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
-      const int32_t c = p_.row.columns[i];
+      if (i == chunks.full) AscendC::SetVectorMask<float>(0, chunks.mask);
+      const int32_t c = chunks.columns[i];
       AscendC::Cast<D, S, false>(to[c], from[c], mode, MASK_PLACEHOLDER, repeats, params);
     } while (++i < count);
-    if (count > p_.row.full) AscendC::ResetMask();
+    if (count > chunks.full) AscendC::ResetMask();
   }
 
   ROPE_INLINE void CopyRows(const Rows<float>& to, const Rows<float>& from, const Columns& columns,
@@ -647,14 +686,6 @@ class RopeKernel {
     if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
-  template <typename B>
-  ROPE_INLINE static uint64_t Address(const Rows<B>& rows) {
-    return Address(rows.part, rows.begin);
-  }
-  ROPE_INLINE static uint64_t Address(const LocalTensor<uint8_t>& part, int32_t begin = 0) {
-    return reinterpret_cast<uint64_t>(part[begin].GetPhyAddr());
-  }
-
   const RopeParams& p_;
   AscendC::TPipe& pipe_;
   GlobalTensor<uint8_t> in_[2], out_[2], table_in_[2];
@@ -668,15 +699,17 @@ class RopeKernel {
   LocalTensor<uint8_t> sin_product_;  // Q; the same
   LocalTensor<uint8_t> ring_;
   PairRows pair_rows_[2];  // of q and k, where they are transposed
+  typename NormOf<kNorm>::Type norm_;
 };
 
 /// What an entry (rope_entry.cpp.in) does.
-template <typename T, bool kSplit, bool kJoin>
+template <typename T, bool kSplit, bool kJoin, bool kNorm>
 __aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                           GM_ADDR k_out, const RopeParams& params) {
+                           GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight,
+                           const RopeParams& params) {
   AscendC::TPipe pipe;
-  RopeKernel<T, kSplit, kJoin> kernel(params, pipe);
-  kernel.Init(q, k, cos, sin, q_out, k_out);
+  RopeKernel<T, kSplit, kJoin, kNorm> kernel(params, pipe);
+  kernel.Init(q, k, cos, sin, q_out, k_out, q_weight, k_weight);
   kernel.Process();
 }
 

@@ -12,7 +12,8 @@
 #include "rope/rope_entries.h"
 
 using RopeLaunch = uint32_t(uint32_t cores, void* stream, void* q, void* k, void* cos, void* sin,
-                            void* q_out, void* k_out, npu_rope::RopeParams* params);
+                            void* q_out, void* k_out, void* q_weight, void* k_weight,
+                            npu_rope::RopeParams* params);
 
 #define ROPE_DECLARE(name, ...) extern "C" RopeLaunch aclrtlaunch_##name;
 ROPE_ENTRIES(ROPE_DECLARE)

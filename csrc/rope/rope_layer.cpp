@@ -31,8 +31,7 @@ std::string refusal_of(const Check& check) {
 
 template <bool round_each, bool norm>
 const std::string& chip_problem() {
-  static const std::string problem =
-      refusal_of([] { npu_library().check_chip(round_each, norm); });
+  static const std::string problem = refusal_of([] { npu_library().check_chip(round_each, norm); });
   return problem;
 }
 

@@ -52,8 +52,8 @@ class PlanCache {
   std::array<Slot, 256> slots_;
 };
 
-#define LAUNCH(name, dtype, type, split_in, join_out) \
-  {DType::dtype, split_in, join_out, aclrtlaunch_##name},
+#define LAUNCH(name, dtype, type, split_in, join_out, norm) \
+  {DType::dtype, split_in, join_out, norm, aclrtlaunch_##name},
 constexpr RopeEntry<RopeLaunch> kLaunches[] = {ROPE_ENTRIES(LAUNCH)};
 #undef LAUNCH
 
@@ -76,15 +76,17 @@ void check_chip(bool round_each, bool norm) {
 }
 
 void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
-  static const std::string name = "npu_rope::apply";
+  static const std::string names[] = {"npu_rope::apply", "npu_rope::norm_apply"};
+  const std::string& name = names[geometry.norm.q || geometry.norm.k];
   const std::shared_ptr<const RopePlan> plan = plan_of(geometry);
   RopeLaunch* const rope = find_entry(kLaunches, geometry.dtype, plan->params);
   TORCH_INTERNAL_ASSERT(rope, "no entry for dtype ", static_cast<int>(geometry.dtype));
   enqueue(name, [rope, plan, p = pointers](aclrtStream stream) {
     RopeParams params = plan->params;  // CANN's function takes them by a pointer that is not const
-    return static_cast<int>(rope(plan->cores, stream, const_cast<void*>(p.q),
-                                 const_cast<void*>(p.k), const_cast<void*>(p.cos),
-                                 const_cast<void*>(p.sin), p.q_out, p.k_out, &params));
+    return static_cast<int>(
+        rope(plan->cores, stream, const_cast<void*>(p.q), const_cast<void*>(p.k),
+             const_cast<void*>(p.cos), const_cast<void*>(p.sin), p.q_out, p.k_out,
+             const_cast<void*>(p.q_weight), const_cast<void*>(p.k_weight), &params));
   });
 }
 

@@ -29,6 +29,8 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
+constexpr int32_t kFactorBytes = 1024;  // kMaxRepeats of them, in whole repeats
+
 constexpr int32_t kRing = 3;  // boxes in flight: one being loaded, one rotated, one stored
 
 __aicore__ inline constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -97,8 +99,10 @@ struct RopeLayout {
   int32_t cos_product;  // x·C
   int32_t sin_product;  // x·S
   int32_t ring;         // kRing buffers, each loaded, rotated in place and stored
+  int32_t norm;         // what RopeNormParams cuts
   int32_t work_bytes, table_bytes, raw_bytes, product_bytes, slot_bytes;  // of one of them
-  int32_t bytes;                                                          // in all
+  int32_t norm_bytes;
+  int32_t bytes;  // in all
 };
 
 /// Columns of a row, by repeats: the first column of each, the full ones first.
@@ -110,10 +114,34 @@ struct RopeChunks {
 };
 static_assert(sizeof RopeChunks::columns / sizeof(uint16_t) == 2 * 1024 / kRepeatFloats);
 
+/// RMSNorm of rows before they are rotated. Zeros where there is none.
+struct RopeNormParams {
+  int32_t tensors[2];               // whether q's, and k's, rows have it
+  int32_t weight_dtype;             // kTableFloat16, ...
+  RopeColumns weight;               // how one is loaded
+  int32_t weight_half_blocks;       // 32-byte blocks of a half of its pairs
+  int32_t columns;                  // of a row: head_dim
+  uint64_t mask;                    // lanes of the last repeat of them
+  RopeChunks row;                   // a row as it is multiplied: as one run, or as two halves
+  int32_t offset;                   // columns of a row before those that are rotated
+  int32_t sum_blocks;               // blocks of sums of a row, one for each repeat: a power of two
+  int32_t gaps;                     // not all of them are written
+  float share, eps, weight_offset;  // share: 1 / head_dim
+
+  // Bytes from the beginning of RopeLayout's part.
+  int32_t weights;      // of q and k in fp32
+  int32_t raw_weights;  // the same as loaded
+  int32_t factors;      // of the rows of a step, one after another: kFactorBytes
+  int32_t ones;         // a block
+  int32_t sums;         // of blocks of the rows of a step; later each row's factor in a block
+  int32_t weight_bytes, raw_weight_bytes;  // of one of them
+};
+
 struct RopeParams {
   RopeTensor tensors[2];  // q, k
   RopeTable tables[2];    // cos, sin
   RopeLayout ub;
+  RopeNormParams norm;
 
   int32_t rotary_dim;
   int32_t half_pitch;        // elements from the first half of a row to the second

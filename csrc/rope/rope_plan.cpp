@@ -26,6 +26,32 @@ static_assert(static_cast<int32_t>(DType::kFloat16) == kTableFloat16 &&
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("rope: " + what); }
 
+/// A row is normalised as it lies, in fp32 from its first to its last column, so what is rotated of
+/// it begins and ends at whole blocks.
+void check_norm(const RopeGeometry& g) {
+  const int64_t block = kBlockBytes / size_of(g.dtype);
+  const bool half = g.style == Style::kHalf;
+  if (half && g.rotary_dim / 2 % 8 != 0) {
+    refuse(
+        "the norm takes halves of whole 8 columns on the NPU: expected a rotary_dim that is a "
+        "multiple of 16, or interleaved=True, got " +
+        std::to_string(g.rotary_dim));
+  }
+  if (g.rotary_dim < g.head_dim && !half) {
+    refuse(
+        "the norm takes interleaved rows on the NPU where all of them is rotated: expected "
+        "rotary_dim " +
+        std::to_string(g.head_dim) + " as head_dim, got " + std::to_string(g.rotary_dim));
+  }
+  if (g.rotary_dim < g.head_dim && (g.head_dim % block != 0 || g.rotary_offset % block != 0)) {
+    refuse(
+        "the norm takes rows that are rotated in part on the NPU where they and the rotated "
+        "slice begin at 32 bytes: expected multiples of " +
+        std::to_string(block) + ", got head_dim " + std::to_string(g.head_dim) +
+        " and rotary_offset " + std::to_string(g.rotary_offset));
+  }
+}
+
 void check(const RopeGeometry& g, const Chip& chip) {
   if (chip.arch != 2201) {
     refuse("there is a kernel for A2 and A3 (NPU architecture 2201), not for " + chip.name +
@@ -34,7 +60,7 @@ void check(const RopeGeometry& g, const Chip& chip) {
   if (g.dtype == DType::kFloat64 || g.table_dtype == DType::kFloat64) {
     refuse("float64 is for the CPU alone, the NPU rotates float16, bfloat16 and float32");
   }
-  if (g.norm.q || g.norm.k) refuse("norm_apply is not there yet on the NPU");
+  if (g.norm.weight_dtype == DType::kFloat64) refuse("weights of float64 are for the CPU alone");
   if (g.batch < 0 || g.tokens < 0 || g.q_heads < 0 || g.k_heads < 0) {
     refuse("expected no negative size, got batch " + std::to_string(g.batch) + ", tokens " +
            std::to_string(g.tokens) + ", heads " + std::to_string(g.q_heads) + " and " +
@@ -57,6 +83,7 @@ void check(const RopeGeometry& g, const Chip& chip) {
            std::to_string(g.head_dim) + ", got rotary_dim " + std::to_string(g.rotary_dim) +
            " at rotary_offset " + std::to_string(g.rotary_offset));
   }
+  if (g.norm.q || g.norm.k) check_norm(g);
 }
 
 /// Whether pairs are made or taken apart by transposes, as all but bf16's are.
@@ -73,6 +100,9 @@ bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
   if (!transposes(g, p)) return true;
   return g.dtype != DType::kFloat32 && kUnit % (half / block) == 0;
 }
+
+/// Whether rows are normalised before they are rotated.
+bool norms(const RopeGeometry& g) { return g.norm.q || g.norm.k; }
 
 /// Whether a transfer can go from a block of `bytes` to the next one, `stride` bytes further: the
 /// gap between them is an unsigned number of 32 bits.
@@ -99,8 +129,8 @@ Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   r.in_place = k ? g.k_in_place : g.q_in_place;
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
-  const bool partial = !r.in_place && g.rotary_dim < g.head_dim;
-  r.whole = partial && rotates_whole_rows(g, p);
+  const bool partial = (!r.in_place || norms(g)) && g.rotary_dim < g.head_dim;
+  r.whole = partial && (norms(g) || rotates_whole_rows(g, p));
   r.passes = partial && !r.whole;
   const int64_t before = r.passes ? g.rotary_offset : 0;
   const int64_t after = r.passes ? g.head_dim - g.rotary_dim - before : 0;
@@ -276,7 +306,8 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
   const int64_t tokens = g.batch * g.tokens;
   const int64_t heads = g.q_heads + g.k_heads;
   const bool in_place = g.q_in_place && g.k_in_place;
-  const int64_t row = 2 * (in_place ? g.rotary_dim : g.head_dim) * size_of(g.dtype);
+  const int64_t columns = in_place && !norms(g) ? g.rotary_dim : g.head_dim;
+  const int64_t row = 2 * columns * size_of(g.dtype);
   const int64_t tables = 2 * g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
   double least = 0;
   for (int64_t head_parts = 1; head_parts <= std::min(heads, max_cores); ++head_parts) {
@@ -403,15 +434,19 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_blocks * kBlockBytes;
   const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
-  const int64_t spare = transposes(g, p) || p.split_tables ? kUnitBytes : 0;
+  const bool split_weights = norms(g) && p.split_in;
+  const int64_t spare = transposes(g, p) || p.split_tables || split_weights ? kUnitBytes : 0;
   const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
   const int64_t table = c.tile_tokens * float_row;
   const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
   const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
+  // Of a norm: each row of a step has its sums, of which Brcb writes 8 blocks at once.
+  const int64_t sum_row = p.norm.sum_blocks * kBlockBytes;
+  const int64_t norm = norms(g) ? p.norm.sums + 7 * kBlockBytes : 0;
   const int64_t near_fixed =
-      work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? kRing * slot : 0);
+      work_spare + 2 * table + 2 * raw + kBankRow + norm + (fp32 ? kRing * slot : 0);
   const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot);
-  const int64_t near_row = fp32 ? 0 : float_row;
+  const int64_t near_row = (fp32 ? 0 : float_row) + sum_row;
   const int64_t far_row = 2 * float_row;
 
   // With the products beyond the first third if that leaves steps of a useful length.
@@ -432,11 +467,12 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   // as of D = 192, meet in part whatever the shift.)
   const int64_t sin_shift = p.half_pitch * 4 % kBankRow == 0 ? kBankRow / 2 : 0;
   RopeLayout& ub = room.ub;
-  ub.work_bytes = static_cast<int32_t>(step * near_row + work_spare);
+  ub.work_bytes = static_cast<int32_t>((fp32 ? 0 : step * float_row) + work_spare);
   ub.table_bytes = static_cast<int32_t>(table);
   ub.raw_bytes = static_cast<int32_t>(raw);
   ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(slot);
+  ub.norm_bytes = static_cast<int32_t>(norm + step * sum_row);
   int64_t at = 0;
   const auto place = [&at](int64_t bytes) {
     const int64_t begin = at;
@@ -447,6 +483,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.work = place(ub.work_bytes);
   ub.upper = place(kBankRow / 2);
   ub.tables = place(2 * table);
+  ub.norm = place(ub.norm_bytes);  // begins with weights, placed against rows as tables are
   place(kBankRow / 2);
   ub.raw = place(2 * raw);
   if (gap) at = std::max(at, kThird);
@@ -523,6 +560,48 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   }
 }
 
+// ---- The norm -----------------------------------------------------------------------------------
+
+/// p: of which split_in, half_pitch, float_blocks and row are set.
+RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
+  RopeNormParams n = {};
+  const int64_t size = size_of(g.norm.weight_dtype);
+  n.tensors[0] = g.norm.q;
+  n.tensors[1] = g.norm.k;
+  n.weight_dtype = static_cast<int32_t>(g.norm.weight_dtype);
+  const int64_t bytes = g.head_dim * size;
+  const int64_t half_blocks = CeilDiv(bytes / 2, kBlockBytes);
+  const int64_t held = p.split_in ? 2 * half_blocks * kBlockBytes : AlignUp(bytes, kBlockBytes);
+  n.weight = columns_of(true, 0, 0, bytes, held, held);
+  n.weight_half_blocks = static_cast<int32_t>(half_blocks);
+  n.columns = static_cast<int32_t>(g.head_dim);
+  n.mask = last_lanes(g.head_dim);
+  if (p.split_in) {
+    n.row = p.row;
+  } else {
+    for (int64_t c = 0; c < g.head_dim; c += kRepeatFloats) {
+      n.row.columns[n.row.count++] = static_cast<uint16_t>(c);
+      n.row.full += g.head_dim - c >= kRepeatFloats;
+    }
+    n.row.mask = n.mask;
+    n.offset = static_cast<int32_t>(g.rotary_offset);
+  }
+  n.sum_blocks = 1;
+  while (n.sum_blocks * kRepeatFloats < g.head_dim) n.sum_blocks *= 2;
+  n.gaps = CeilDiv(g.head_dim, 8) != n.sum_blocks * 8;
+  n.share = static_cast<float>(1.0 / static_cast<double>(g.head_dim));
+  n.eps = static_cast<float>(g.norm.eps);
+  n.weight_offset = static_cast<float>(g.norm.weight_offset);
+
+  n.weight_bytes = p.float_blocks * kBlockBytes;
+  n.raw_weight_bytes = static_cast<int32_t>(held);
+  n.raw_weights = 2 * n.weight_bytes;
+  n.factors = n.raw_weights + 2 * n.raw_weight_bytes;
+  n.ones = n.factors + kFactorBytes;
+  n.sums = n.ones + kBlockBytes;
+  return n;
+}
+
 }  // namespace
 
 RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
@@ -550,6 +629,11 @@ RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
   p.table_half_pitch = static_cast<int32_t>(AlignUp(half, kBlockBytes / size_of(g.table_dtype)));
   p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
   choose_repeats(half, !transposes(g, p), p);
+  if (norms(g)) {  // which works on whole rows
+    const int64_t columns = std::max<int64_t>(g.head_dim, 2 * p.half_pitch);
+    p.float_blocks = static_cast<int32_t>(AlignUp(columns * 4, kBankRow) / kBlockBytes);
+    p.norm = norm_of(g, p);
+  }
 
   const Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
   for (int i = 0; i < 2; ++i) {

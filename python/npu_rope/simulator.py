@@ -21,7 +21,7 @@ from npu_rope import _C
 from npu_rope._C import SimulationError
 from npu_rope.ops import K, Q
 
-__all__ = ["Run", "SimulationError", "Trace", "apply", "apply_"]
+__all__ = ["Run", "SimulationError", "Trace", "apply", "apply_", "norm_apply", "norm_apply_"]
 
 
 class Trace:
@@ -54,20 +54,26 @@ class Trace:
 
     @property
     def least_gm_bytes(self) -> int:
-        """q and k in once and out once (in place: what is rotated), every table entry in once."""
+        """q and k in once and out once (in place: what is rotated or normalised), every entry of
+        the tables and weights in once."""
         g = self.geometry
         size = {_C.DType.float32: 4}
         rows = g.batch * g.tokens
         columns = sum(
-            heads * (g.rotary_dim if in_place else g.head_dim)
-            for heads, in_place in ((g.q_heads, g.q_in_place), (g.k_heads, g.k_in_place))
+            heads * (g.rotary_dim if in_place and not norm else g.head_dim)
+            for heads, in_place, norm in (
+                (g.q_heads, g.q_in_place, g.norm.q),
+                (g.k_heads, g.k_in_place, g.norm.k),
+            )
         )
         width = g.rotary_dim // 2 if g.half_tables else g.rotary_dim
         entries = sum(
             (g.batch if table.batch else 1) * (g.tokens if table.token else 1) * width
             for table in (g.cos, g.sin)
         )
-        return 2 * rows * columns * size.get(g.dtype, 2) + entries * size.get(g.table_dtype, 2)
+        weights = (g.norm.q + g.norm.k) * g.head_dim * size.get(g.norm.weight_dtype, 2)
+        tables = entries * size.get(g.table_dtype, 2)
+        return 2 * rows * columns * size.get(g.dtype, 2) + tables + weights
 
     def repeats(self, *instructions: str) -> int:
         """Repeats of these vector instructions (all of them by default), over all cores."""
@@ -177,6 +183,99 @@ def apply_(
         sin,
         q,
         k,
+        soc=soc,
+        events=events,
+        threads=threads,
+        layout=layout,
+        rotary_dim=rotary_dim,
+        rotary_offset=rotary_offset,
+        interleaved=interleaved,
+        deinterleave=deinterleave,
+        cast_tables=cast_tables,
+        round_each=round_each,
+    )
+
+
+def norm_apply(
+    q: Q,
+    k: K,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    soc: str = "Ascend910B1",
+    events: bool = False,
+    threads: int = 0,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> Run[Q, K]:
+    """:func:`npu_rope.norm_apply` by the Ascend C kernel, as :func:`apply` here."""
+    q_out, k_out = (None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in (q, k))
+    return _simulate(
+        q,
+        k,
+        cos,
+        sin,
+        q_out,
+        k_out,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=eps,
+        weight_offset=weight_offset,
+        soc=soc,
+        events=events,
+        threads=threads,
+        layout=layout,
+        rotary_dim=rotary_dim,
+        rotary_offset=rotary_offset,
+        interleaved=interleaved,
+        deinterleave=deinterleave,
+        cast_tables=cast_tables,
+        round_each=round_each,
+    )
+
+
+def norm_apply_(
+    q: Q,
+    k: K,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    eps: float,
+    weight_offset: float = 0.0,
+    soc: str = "Ascend910B1",
+    events: bool = False,
+    threads: int = 0,
+    layout: str | None = None,
+    rotary_dim: int | None = None,
+    rotary_offset: int = 0,
+    interleaved: bool = False,
+    deinterleave: bool = False,
+    cast_tables: bool = True,
+    round_each: bool = False,
+) -> Run[Q, K]:
+    """The same in place, over q and k, as :func:`npu_rope.norm_apply_`."""
+    return _simulate(
+        q,
+        k,
+        cos,
+        sin,
+        q,
+        k,
+        q_weight=q_weight,
+        k_weight=k_weight,
+        eps=eps,
+        weight_offset=weight_offset,
         soc=soc,
         events=events,
         threads=threads,

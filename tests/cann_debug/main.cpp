@@ -16,7 +16,8 @@
 
 using namespace npu_rope;
 
-using Kernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, RopeParams);
+using Kernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*,
+                    RopeParams);
 #define DECLARE(name, ...) extern "C" Kernel name;
 ROPE_ENTRIES(DECLARE)
 

@@ -70,8 +70,8 @@ struct BrcbRepeatParams {
   BrcbRepeatParams(const Wide<uint16_t> dstBlkStrideIn, const Wide<uint16_t> dstRepStrideIn)
       : dstBlkStride(dstBlkStrideIn), dstRepStride(dstRepStrideIn) {}
 
-  Wide<uint16_t> dstRepStride = DEFAULT_REPEAT_STRIDE;
   Wide<uint16_t> dstBlkStride = DEFAULT_BLK_STRIDE;
+  Wide<uint16_t> dstRepStride = DEFAULT_REPEAT_STRIDE;
 };
 
 struct TransDataTo5HDParams {
