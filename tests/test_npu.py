@@ -28,7 +28,7 @@ def run(name: str, *options: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["npu_operator", "npu_streams", "npu_faults"])
+@pytest.mark.parametrize("name", ["npu_operator", "npu_norm", "npu_streams", "npu_faults"])
 def test_simulated(name: str) -> None:
     run(name)
 

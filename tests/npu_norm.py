@@ -1,0 +1,232 @@
+"""norm_apply on npu tensors: the bits of the CPU, one launch a call.
+
+Run as npu_operator.py is, whose helpers it takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import npu_rope
+import pytest
+import torch
+from npu_operator import SHORT, assert_same_bits, on_npu
+from npu_runtime import log, only_simulated
+from samples import DTYPES, STYLES, Sample
+from test_norm import Call
+from torch import Tensor
+
+ops = torch.ops.npu_rope
+
+
+def on_device(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    copies = iter(on_npu(t for t in tensors if t is not None))
+    return [None if t is None else next(copies) for t in tensors]
+
+
+def calls() -> list[Call]:
+    """Each feature once, and shapes at the edges of tiles and cores."""
+    norms: list[dict[str, Any]] = [
+        {},
+        {"which": "q", "weight_offset": 1.0, "weight_dtype": torch.float32},
+        {"which": "k", "weight_dtype": torch.float16, "eps": 0.0},
+    ]
+    samples = [
+        Sample(style=style, dtype=dtype, tokens=tokens, q_heads=8, head_dim=dim)
+        for style in STYLES
+        for dtype in DTYPES
+        for tokens, dim in ((1, 128), (130, 64), (7, 80))
+    ]
+    rows = ("packed", "sliced", "transposed", "strided", "expanded")
+    samples += [Sample(rows=kind, tokens=9, head_dim=64) for kind in rows]
+    samples += [
+        Sample(layout=layout, batch=2, tokens=5, head_dim=32, table_rank=3)
+        for layout in ("BSND", "BNSD", "SBND")
+    ]
+    samples += [
+        Sample(tokens=9, head_dim=128, rotary_dim=64, rotary_offset=32, rows="packed"),
+        Sample(tokens=9, head_dim=128, rotary_dim=64, dtype=torch.float16, round_each=True),
+        Sample(tokens=9, head_dim=256, half_tables=True, cast_tables=False),
+        Sample(tokens=1, q_heads=1, rows="strided", odd_strides=True),
+        Sample(layout="BNSD", tokens=1, k_heads=1, table_rank=4, broadcast="B", odd_strides=True),
+        Sample(tokens=0),
+        Sample(q_heads=0),
+    ]
+    made = [Call(sample, **norms[i % 3]) for i, sample in enumerate(samples)]
+    return [*made, Call(Sample(tokens=9), which="")]
+
+
+@pytest.mark.parametrize("call", calls(), ids=str)
+def test_bits_are_the_cpus(call: Call) -> None:
+    tensors = call.tensors()
+    expected = ops.norm_apply(*tensors, **call.options)
+    got = ops.norm_apply(*on_device(tensors), **call.options)
+    for one, other in zip(got, expected, strict=True):
+        assert one.is_contiguous() and one.device.type == "npu"
+        assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("call", [c for c in calls() if c.sample.rows != "expanded"], ids=str)
+def test_in_place_writes_the_same_bits_into_views(call: Call) -> None:
+    q, k, *rest = call.tensors()
+    storage = q.untyped_storage()
+    npu_q, npu_k, *npu_rest = on_device((q, k, *rest))
+    ops.norm_apply_(npu_q, npu_k, *npu_rest, **call.options)
+    ops.norm_apply_(q, k, *rest, **call.options)
+    assert_same_bits(npu_q, q)
+    assert_same_bits(npu_k, k)
+    whole = torch.empty(0, dtype=npu_q.dtype, device="npu").set_(npu_q.untyped_storage())
+    # What lies between the rows is untouched: the storage is the CPU's, byte for byte.
+    assert_same_bits(
+        whole[: storage.nbytes() // q.element_size()], torch.empty(0, dtype=q.dtype).set_(storage)
+    )
+
+
+@pytest.mark.parametrize("rows", ["contiguous", "transposed", "strided"])
+def test_out_writes_into_views_of_any_strides(rows: str) -> None:
+    call = Call(Sample(tokens=33, q_heads=5, head_dim=64))
+    outs = on_npu(Sample(tokens=33, q_heads=5, head_dim=64, rows=rows, seed=1).tensors()[:2])
+    arguments = on_device(call.tensors())
+    ops.norm_apply.out(*arguments, **call.options, q_out=outs[0], k_out=outs[1])
+    for got, expected in zip(outs, ops.norm_apply(*call.tensors(), **call.options), strict=True):
+        assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_special_values(eps: float) -> None:
+    """A row of zeros, of the largest numbers, infinities, NaN."""
+    rows = torch.randn(6, 1, 32).bfloat16()
+    rows[0], rows[1], rows[2, 0, 3], rows[3, 0, 30] = 0, torch.finfo(rows.dtype).max, torch.inf, 0
+    weights, angles = torch.randn(2, 32), torch.rand(6, 32)
+    arguments = rows, rows.clone(), *weights, angles.cos(), angles.sin()
+    expected = ops.norm_apply(*arguments, eps=eps)
+    for got, wanted in zip(ops.norm_apply(*on_device(arguments), eps=eps), expected, strict=True):
+        got = got.cpu()
+        assert torch.equal(got.isnan(), wanted.isnan())
+        assert torch.equal(got.nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
+# ---- what a call asks the device for ----
+
+LAUNCHES = {
+    "one token": Call(Sample(tokens=1, q_heads=32, k_heads=8, head_dim=128)),
+    "a prefill": Call(Sample(tokens=300, q_heads=32, k_heads=8, head_dim=128)),
+    "strided": Call(Sample(tokens=9, q_heads=8, head_dim=128, rows="packed")),
+    "only q": Call(Sample(tokens=9, head_dim=128), which="q"),
+    "partial": Call(Sample(tokens=9, head_dim=128, rotary_dim=64)),
+    **{
+        f"{style}, {SHORT[dtype]}": Call(Sample(tokens=9, style=style, dtype=dtype))
+        for style in STYLES
+        for dtype in DTYPES
+    },
+}
+
+
+@only_simulated
+@pytest.mark.parametrize("form", ["norm_apply", "norm_apply_"])
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_call_is_one_launch_and_nothing_else(name: str, form: str) -> None:
+    call = LAUNCHES[name]
+    arguments = on_device(call.tensors())
+    getattr(ops, form)(*arguments, **call.options)  # memory for the outputs is in the cache now
+    torch.npu.synchronize()
+    with log() as calls:
+        getattr(ops, form)(*arguments, **call.options)
+        torch.npu.current_stream().npu_stream  # noqa: B018  waits for the task queue, not the stream
+    assert len(calls.launches) == 1
+    launch = f"aclrtlaunch_rope_norm_{SHORT[call.sample.dtype]}_{call.sample.style}"
+    assert calls.launches[0].split()[0] == launch
+    asked = {line.split()[0] for line in calls} - {launch}
+    assert asked <= {"aclrtGetDevice", "aclrtSetDevice"}, calls
+
+
+@only_simulated
+def test_without_weights_it_is_the_rotations_launch() -> None:
+    q, k, _, _, cos, sin = on_device(Call(Sample(tokens=9, head_dim=64)).tensors())
+    with log() as calls:
+        ops.norm_apply_(q, k, None, None, cos, sin, eps=1e-6)
+        torch.npu.synchronize()
+    assert [line.split()[0] for line in calls.launches] == ["aclrtlaunch_rope_bf16_half"]
+
+
+@only_simulated
+@pytest.mark.parametrize("kept", [0, 1], ids=["q", "k"])
+def test_one_of_q_and_k_alone_is_one_launch(kept: int) -> None:
+    call = Call(Sample(tokens=9, head_dim=64))
+    q, k, *rest = call.tensors()
+    expected = ops.norm_apply(q, k, *rest, **call.options)[kept]
+    rows: list[Tensor | None] = [None, None]
+    rows[kept] = (q, k)[kept].npu()
+    with log() as calls:
+        got = ops.norm_apply(*rows, *on_device(tuple(rest)), **call.options)
+        torch.npu.synchronize()
+    assert len(calls.launches) == 1 and got[1 - kept] is None
+    assert_same_bits(got[kept], expected)
+
+
+# ---- errors ----
+
+REFUSED = {
+    "halves": (Sample(head_dim=72), "halves of whole 8 columns on the NPU"),
+    "a slice of pairs": (
+        Sample(head_dim=128, rotary_dim=64, style="interleaved"),
+        "interleaved rows on the NPU where all of them is rotated",
+    ),
+    "a slice inside a block": (
+        Sample(head_dim=72, rotary_dim=32, rotary_offset=8),
+        "begin at 32 bytes: expected multiples of 16, got head_dim 72 and rotary_offset 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_kernel_does_not_take_is_refused_before_anything_is_written(name: str) -> None:
+    sample, match = REFUSED[name]
+    arguments = on_device(Call(sample).tensors())
+    before = arguments[0].cpu(), arguments[1].cpu()
+    for form in (ops.norm_apply, ops.norm_apply_):
+        with pytest.raises(NotImplementedError, match=match):
+            form(*arguments, **Call(sample).options)
+    for tensor, kept in zip(arguments, before, strict=False):
+        assert_same_bits(tensor, kept)
+
+
+def test_errors_are_the_cpus() -> None:
+    call = Call(Sample(tokens=5, head_dim=64))
+    q, k, q_weight, k_weight, cos, sin = arguments = on_device(call.tensors())
+    with pytest.raises(ValueError, match=r"q_weight has shape \[32\], expected \[64\]"):
+        ops.norm_apply(q, k, q_weight[:32], k_weight, cos, sin, eps=1e-6)
+    with pytest.raises(ValueError, match="k_weight is on cpu, expected npu:0 as q"):
+        ops.norm_apply(q, k, q_weight, k_weight.cpu(), cos, sin, eps=1e-6)
+    with pytest.raises(ValueError, match="eps is -1"):
+        ops.norm_apply(*arguments, eps=-1.0)
+    inside = q.view(-1)[64:128]
+    with pytest.raises(ValueError, match="q_weight overlaps what is written for q"):
+        ops.norm_apply_(q, k, inside, inside.clone(), cos, sin, eps=1e-6)
+
+
+# ---- autograd and compilation ----
+
+
+def test_in_place_raises_under_grad_mode_and_bumps_the_version() -> None:
+    call = Call(Sample(tokens=3))
+    q, k, *rest = on_device(call.tensors())
+    with pytest.raises(RuntimeError, match="requires"):
+        ops.norm_apply_(q.requires_grad_(), k, *rest, **call.options)
+    before = k._version
+    ops.norm_apply_(q.detach(), k, *rest, **call.options)
+    assert k._version == before + 1
+
+
+def test_compiled_in_one_graph() -> None:
+    call = Call(Sample(half_tables=True))
+    compiled = torch.compile(
+        lambda *args: npu_rope.norm_apply(*args, **call.options),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    for tokens in (5, 9):
+        arguments = Call(Sample(half_tables=True, tokens=tokens)).tensors()
+        got = compiled(*on_device(arguments))
+        for one, other in zip(got, ops.norm_apply(*arguments, **call.options), strict=True):
+            assert_same_bits(one, other)
