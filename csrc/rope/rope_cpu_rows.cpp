@@ -11,15 +11,14 @@ namespace {
 
 constexpr int64_t kMaxDim = 1024;       // of a head
 constexpr int64_t kTableBytes = 32768;  // prepared tables of a block of tokens
-// Where rows follow each other in memory, the hardware's prefetcher does best with short blocks and
-// groups; elsewhere the next group is prefetched by instructions, which need longer ones.
+// Where 16-bit rows follow each other in memory and need little arithmetic, the hardware's
+// prefetcher does best with short blocks and groups; elsewhere the next group is prefetched by
+// instructions, which need longer ones.
 constexpr int64_t kBlockTokens = 8, kDenseBlockTokens = 1;
 constexpr int64_t kGroupHeads = 16;                                // of one token, rotated together
 constexpr int64_t kDenseGroupHeads = kVectorBytes == 64 ? 4 : 16;  // fewer, more table loads
-constexpr int64_t kNormHeads = 16;  // whose factors are computed together
 constexpr int64_t kLineBytes = 64;
-// Of __builtin_prefetch. From memory L1 has too few misses in flight.
-constexpr int kIntoL1 = 3, kIntoL2 = 2;
+constexpr int kIntoL2 = 2;  // of __builtin_prefetch: L1 has too few misses in flight
 
 /// From which order to which a row is rotated.
 enum class Order { kHalf, kInterleaved, kInterleavedToHalf, kHalfToInterleaved };
@@ -98,9 +97,9 @@ struct Rotation {
   using Compute = typename T::Compute;
   using Table = Native<Compute>;
   static constexpr int kLanes = kVectorBytes / sizeof(Compute);
-  static constexpr int kPrefetch = norms ? kIntoL1 : kIntoL2;
   static constexpr int kLineElements = kLineBytes / sizeof(Element);
   static constexpr int kNarrowest = 16 / sizeof(Compute);
+  static constexpr bool kLight = sizeof(Element) == 2 && !norms && products != Products::kInElement;
   static constexpr bool kPairwise = T::kPairwise && products == Products::kExact;
   static constexpr bool kModerately = T::kPairwise && (products == Products::kInElement || norms);
 
@@ -192,8 +191,8 @@ struct Rotation {
   template <int N>
   static ROPE_INLINE void prefetch(const Element* p, const Element* q) {
     for (int i = 0; i < 2 * N; i += kLineElements) {
-      __builtin_prefetch(p + i, 0, kPrefetch);
-      __builtin_prefetch(q + i, 0, kPrefetch);
+      __builtin_prefetch(p + i, 0, kIntoL2);
+      __builtin_prefetch(q + i, 0, kIntoL2);
     }
   }
 
@@ -219,7 +218,7 @@ struct Rotation {
         for (int64_t head = 0; head < heads; ++head, x += x_stride, y += y_stride) {
           if (ahead) {
             for (int64_t i = 0; i < 2 * pairs; i += kLineElements) {
-              __builtin_prefetch(x + ahead + i, 0, kPrefetch);
+              __builtin_prefetch(x + ahead + i, 0, kIntoL2);
             }
           }
           for_each_step(pairs, [&](auto step, int64_t first) {
@@ -723,9 +722,8 @@ struct Rotation {
     if (rows.heads == 0) return;
     constexpr bool reorders = reads_interleaved(order) != writes_interleaved(order);
     const bool copy_first = reorders && rows.in_place;
-    const bool dense = is_dense(geometry, rows.x_strides, rows.heads) && !norms;
-    const bool small_groups = dense && products != Products::kInElement;
-    const int64_t group = norms ? kNormHeads : small_groups ? kDenseGroupHeads : kGroupHeads;
+    const bool dense = kLight && is_dense(geometry, rows.x_strides, rows.heads);
+    const int64_t group = dense ? kDenseGroupHeads : kGroupHeads;
     const RowStrides from = rows.x_strides, to = rows.y_strides;
     // Head by head where that is the order in memory (BNSD), otherwise token by token.
     const bool by_head = from.token < from.head;
@@ -750,7 +748,7 @@ struct Rotation {
           next_outer < outer_size ? rows.x + place(from, next_outer, next_inner) : rows.next;
       const int64_t ahead = dense ? 0 : distance(x, next);
       const Prepared table = tables[token];
-      alignas(kLineBytes) Compute factors[kNormHeads];
+      alignas(kLineBytes) Compute factors[kGroupHeads];
       Scales scales = {};
       if constexpr (norms) {
         const bool moderate = compute_factors(geometry, x, from.head, heads, *weights, factors);
