@@ -70,7 +70,7 @@ def check(g: _C.RopeGeometry, chip: _C.Chip = CHIP) -> _C.RopePlan:
         tile = None
         for box in plan.boxes(core):
             heads = g.k_heads if box.tensor else g.q_heads
-            assert box.head >= 0 and box.heads >= 1 and box.head + box.heads <= heads
+            assert box.head >= 0 and box.heads >= 1
             assert box.token >= 0 and box.tokens >= 1 and box.token + box.tokens <= g.tokens
             assert box.tokens * box.heads <= p.box_rows
             assert box.tile_tokens <= p.tile_tokens
@@ -80,12 +80,14 @@ def check(g: _C.RopeGeometry, chip: _C.Chip = CHIP) -> _C.RopePlan:
             tile = box.batch, box.tile_token
             rows += box.tokens * box.heads
             for t, h in itertools.product(range(box.tokens), range(box.heads)):
-                cells[box.tensor, box.batch, box.token + t, box.head + h] += 1
+                batch, head = divmod(box.head + h, heads)  # batches may count as heads
+                cells[box.tensor, box.batch + batch, box.token + t, head] += 1
         rows_of_core.append(rows)
     assert len(cells) == g.batch * g.tokens * (g.q_heads + g.k_heads)
     assert set(cells.values()) == {1}
+    assert max(batch for _, batch, _, _ in cells) == g.batch - 1
 
-    heads_of_core = math.ceil((g.q_heads + g.k_heads) / p.head_parts)
+    heads_of_core = math.ceil(g.batch * (g.q_heads + g.k_heads) / p.head_parts)
     mean = sum(rows_of_core) / plan.cores
     assert max(rows_of_core) <= mean + p.tile_tokens * heads_of_core
     assert plan.boxes(plan.cores) == []

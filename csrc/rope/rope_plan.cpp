@@ -86,6 +86,32 @@ void check(const RopeGeometry& g, const Chip& chip) {
   if (g.norm.q || g.norm.k) check_norm(g);
 }
 
+/// The same rotation with batches counted as heads, where they step through memory as heads do and
+/// all read one table: it is then loaded once for all of them, and few tokens fill a transfer.
+RopeGeometry batches_as_heads(RopeGeometry g) {
+  const auto even = [&](int64_t heads, const RowStrides& rows) {
+    return heads <= 1 || rows.batch == heads * rows.head;
+  };
+  const bool one_table = g.cos.batch == 0 && g.sin.batch == 0;
+  if (g.batch == 1 || !one_table || g.batch * (g.q_heads + g.k_heads) > INT32_MAX ||
+      !even(g.q_heads, g.q) || !even(g.q_heads, g.q_out) || !even(g.k_heads, g.k) ||
+      !even(g.k_heads, g.k_out)) {
+    return g;
+  }
+  const auto fold = [](int64_t heads, RowStrides& rows) {
+    if (heads == 1) rows.head = rows.batch;
+    rows.batch = 0;
+  };
+  fold(g.q_heads, g.q);
+  fold(g.q_heads, g.q_out);
+  fold(g.k_heads, g.k);
+  fold(g.k_heads, g.k_out);
+  g.q_heads *= g.batch;
+  g.k_heads *= g.batch;
+  g.batch = 1;
+  return g;
+}
+
 /// Whether pairs are made or taken apart by transposes, as all but bf16's are.
 bool transposes(const RopeGeometry& g, const RopeParams& p) {
   return (p.split_in || p.join_out) && g.dtype != DType::kBFloat16;
@@ -604,9 +630,10 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
 
 }  // namespace
 
-RopePlan plan_rope(const RopeGeometry& g, const Chip& chip) {
-  check(g, chip);
+RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
+  check(geometry, chip);
   RopePlan plan = {};
+  const RopeGeometry g = batches_as_heads(geometry);
   if (g.batch * g.tokens * (g.q_heads + g.k_heads) == 0) return plan;
 
   RopeParams& p = plan.params;
