@@ -15,6 +15,7 @@ constexpr int64_t kBlock = 4 * kKiB;       // a shorter block costs a transfer m
 constexpr int64_t kStepLines = 6;          // lines whose Mul take as long as the rest of a step
 constexpr int64_t kFewTransfers = 8;       // of a core: it waits for the first more than they cost
 constexpr int64_t kMaxTables = 32 * kKiB;  // of the unified buffer, for the tables of a tile
+constexpr int64_t kTileRows = 128;         // of q and k, that a tile of few heads should have
 constexpr int64_t kUsefulSteps = 20;       // rows a step needs to be worth more than its start
 constexpr int64_t kEvenTokens = 8;         // of a tile, where tokens are innermost
 constexpr int64_t kUnitBytes = 1024;       // SplitPairs and Join work in units of 1 KB
@@ -540,8 +541,10 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   int64_t best = 0;  // rows of a step when boxes are cut evenly
   for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
     const int64_t most = std::min<int64_t>(slot / held, kMaxTransferBlocks / 2);
-    int64_t tile = std::max<int64_t>(1, kMaxTables / token_bytes);
-    for (; tile >= 1; tile = tile == 1 ? 0 : std::max<int64_t>(1, tile / 2)) {
+    // A tile of few heads has more tokens, so that its rows are worth a box and a step.
+    const int64_t heads = p.part_heads + (p.more_heads > 0);
+    int64_t tile = std::max({int64_t{1}, kMaxTables / token_bytes, kTileRows / heads});
+    for (; tile >= 1; tile = tile * 3 / 4) {
       const Cut c = cut(g, p, rows, most, tile);
       const Room r = lay_out(g, chip, p, c, held);
       const int64_t useful = std::min({c.box_rows, int64_t{kMaxRepeats}, kUsefulSteps});
