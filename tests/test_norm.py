@@ -157,6 +157,24 @@ def test_every_length_of_sum(head_dim: int, dtype: torch.dtype) -> None:
     assert_same(rope.norm_apply(*tensors, **call.options), expected)
 
 
+@pytest.mark.parametrize("which", ["qk", "q", "k"])
+@pytest.mark.parametrize("style", STYLES)
+def test_it_is_torchs_norm_and_then_the_rotation(style: str, which: str) -> None:
+    """Independent of the reference, with an eps and weights that are not lost beside the rest."""
+    sample = Sample(head_dim=24, rotary_dim=16, rotary_offset=4, dtype=torch.float64, style=style)
+    for eps, weight_offset in ((0.7, 0.0), (0.0, 1.0), (5.0, -3.0)):
+        call = Call(sample, which, eps=eps, weight_offset=weight_offset)
+        q, k, *weights, cos, sin = call.tensors()
+        rows = [
+            x
+            if weight is None
+            else torch.nn.functional.rms_norm(x, (24,), weight + weight_offset, eps)
+            for x, weight in zip((q, k), weights, strict=True)
+        ]
+        got = rope.norm_apply(q, k, *weights, cos, sin, **call.options)
+        torch.testing.assert_close(got, rope.apply(*rows, cos, sin, **sample.options))
+
+
 def test_squares_are_added_pairwise() -> None:
     """Independent of the reference: 1 is lost beside 2^24, and is not where it meets another."""
     x = torch.tensor([2.0**12, 0, 1, 1, 0, 0, 0, 0]).view(1, 1, 8)
@@ -350,8 +368,47 @@ def test_first_and_second_derivatives(call: Call) -> None:
     def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         return rope.norm_apply(*tensors, **call.options)
 
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+def test_transforms_of_torch_func_equal_those_of_the_definition() -> None:
+    call = DOUBLE[0]
+    call.sample.table_dtype = torch.float64
+    inputs = call.tensors()
+
+    def scalar(form: Callable) -> Callable:
+        return lambda *t: sum(out.sin().sum() for out in form(*t, **call.options))
+
+    operator, definition = scalar(npu_rope.norm_apply), scalar(npu_rope.reference.norm_apply)
+    for transform in (torch.func.grad, torch.func.jacfwd):
+        got, expected = (transform(f, tuple(range(6)))(*inputs) for f in (operator, definition))
+        torch.testing.assert_close(got, expected)
+    got, expected = (torch.func.hessian(f, (0, 2))(*inputs) for f in (operator, definition))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("mapped", ["qk", "qkcs", "c", "w", "qkwv"])
+def test_vmap_is_each_call_of_the_same_bits(mapped: str) -> None:
+    """It maps some of q, k, the weights (w, v), cos and sin."""
+    calls = [Call(Sample(layout="BSND", batch=2, seed=seed)) for seed in range(3)]
+    lists = list(zip(*(call.tensors() for call in calls), strict=True))
+    in_dims = tuple(
+        i % t[0].dim() if n in mapped else None
+        for i, (n, t) in enumerate(zip("qkwvcs", lists, strict=True))
+    )
+    stacked = [
+        t[0] if d is None else torch.stack(t, d) for t, d in zip(lists, in_dims, strict=True)
+    ]
+    got = torch.func.vmap(lambda *t: rope.norm_apply(*t, **calls[0].options), in_dims)(*stacked)
+    for i in range(3):
+        one = [t[0 if d is None else i] for t, d in zip(lists, in_dims, strict=True)]
+        assert_same(tuple(out[i] for out in got), rope.norm_apply(*one, **calls[0].options))
+    if "q" in mapped:
+        torch.func.vmap(lambda *t: (rope.norm_apply_(*t, **calls[0].options), t[0])[1], in_dims)(
+            *stacked
+        )
+        assert_same(tuple(stacked[i].movedim(in_dims[i], 0) for i in range(2)), got)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -13,7 +13,7 @@
 //
 //   dweight = sum over rows of h*n        dx = r * (h*g - n * mean(h*g*n))
 //
-// by ATen's operators, to any order. It has no forward mode.
+// by ATen's operators, to any order. Forward mode is that of ATen's norm and of the rotation.
 #include "rope/rope_autograd.h"
 
 #include <ATen/TensorOperators.h>
@@ -271,6 +271,10 @@ Tensor tangent_of(const Tensor& tensor) {
   return tensor.defined() ? tensor._fw_grad(/*level=*/0) : tensor;
 }
 
+void set_tangent(const Tensor& rows, const Tensor& tangent) {
+  if (tangent.defined()) rows._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+}
+
 bool have_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin) {
   const auto has = [](const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); };
   return has(q) || has(k) || has(cos) || has(sin);
@@ -351,11 +355,8 @@ Pair differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const T
                        : rotate();
   if (has_tangent) {
     const auto [q_tangent, k_tangent] = rotate_tangents(q, k, cos, sin, options, transpose);
-    const auto set = [](const Tensor& rows, const Tensor& tangent) {
-      if (tangent.defined()) rows._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
-    };
-    set(std::get<0>(out), q_tangent);
-    set(std::get<1>(out), k_tangent);
+    set_tangent(std::get<0>(out), q_tangent);
+    set_tangent(std::get<1>(out), k_tangent);
   }
   return out;
 }
@@ -432,17 +433,28 @@ bool have_tangents(const Tensor& q, const Tensor& k, const Tensor& cos, const Te
 
 Pair norm_differentiable(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
                          const NormOptions& norm, const RopeOptions& options) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!have_tangents(q, k, cos, sin, norm),
-                              "npu_rope::norm_apply has no forward-mode derivative (jvp): use "
-                              "torch.nn.functional.rms_norm and npu_rope::apply");
   const auto compute = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return NormCalls::norm_apply(q, k, cos, sin, norm, options);
   };
-  if (!want_grads(q, k, cos, sin, norm)) return compute();
-  return with_node<NormNode>(
-      [&](AutogradContext& ctx) { NormFunction::save(ctx, q, k, cos, sin, norm, options); },
-      compute, q, k, norm.q_weight, norm.k_weight, cos, sin);
+  const auto save = [&](AutogradContext& ctx) {
+    NormFunction::save(ctx, q, k, cos, sin, norm, options);
+  };
+  const Pair out =
+      want_grads(q, k, cos, sin, norm)
+          ? with_node<NormNode>(save, compute, q, k, norm.q_weight, norm.k_weight, cos, sin)
+          : compute();
+  if (have_tangents(q, k, cos, sin, norm)) {
+    const auto rows = [&](const Tensor& x, const Tensor& weight) {
+      const NormedRows of_x(x, weight, norm.eps, norm.weight_offset);
+      return x.defined() ? of_x.rows().to(x.scalar_type()) : x;
+    };
+    const auto [q_dual, k_dual] =
+        RopeCalls::apply(rows(q, norm.q_weight), rows(k, norm.k_weight), cos, sin, options);
+    set_tangent(std::get<0>(out), tangent_of(q_dual));
+    set_tangent(std::get<1>(out), tangent_of(k_dual));
+  }
+  return out;
 }
 
 void norm_inplace_bump(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,

@@ -276,10 +276,10 @@ def norm_apply(
     Raises:
         ValueError, TypeError: as :func:`apply`.
 
-    Differentiable in q, k, the weights, cos and sin, any number of times, in backward mode; under
-    torch.func.grad too, not under vmap. The definition is that of Zhang and Sennrich, Root Mean
-    Square Layer Normalization (arXiv 1910.07467), a head at a time as in Qwen3 and Gemma-3.
-    docs/norm.md says how it compares with what models compute.
+    Differentiable in q, k, the weights, cos and sin, any number of times, in both modes, and under
+    torch.func's transforms. The definition is that of Zhang and Sennrich, Root Mean Square Layer
+    Normalization (arXiv 1910.07467), a head at a time as in Qwen3 and Gemma-3. docs/norm.md says
+    how it compares with what models compute.
 
     Example::
 

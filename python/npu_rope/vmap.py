@@ -96,28 +96,66 @@ def _functional(form: Any) -> Any:  # noqa: ANN401
         *tensors: Any,  # noqa: ANN401
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        return _mapped(form, info, in_dims, *tensors, options)
+        q, k, *weights, cos, sin = tensors
+        q_axis, k_axis, *weight_axes, cos_axis, sin_axis = in_dims
+        if any(axis is not None for axis in weight_axes):  # a call has one weight for all rows
+            return _one_by_one(form, info, in_dims, tensors, options)
+
+        def rotate(q: Any, k: Any, cos: Any, sin: Any, **options: Any) -> Any:  # noqa: ANN401
+            return form(q, k, *weights, cos, sin, **options)
+
+        axes = q_axis, k_axis, cos_axis, sin_axis
+        return _mapped(rotate, info, axes, q, k, cos, sin, options)
 
     return rule
 
 
-def _in_place(
+def _one_by_one(
+    form: Any,  # noqa: ANN401
     info: Any,  # noqa: ANN401
     in_dims: tuple[Axis, ...],
-    *tensors: Any,  # noqa: ANN401
-    **options: Any,  # noqa: ANN401
-) -> tuple[None, None]:
-    for name, rows, axis in zip("qk", tensors, in_dims, strict=False):
-        if rows is not None and axis is None:
-            raise ValueError(f"{name} is written under vmap, expected vmap to map it")
-    results, _ = _mapped(torch.ops.npu_rope.apply, info, in_dims, *tensors, options)
-    for rows, axis, result in zip(tensors, in_dims, results, strict=False):
-        if rows is not None:
-            rows.movedim(axis, 0).copy_(result)
-    return None, None
+    tensors: tuple[Tensor | None, ...],
+    options: dict[str, Any],
+) -> tuple[tuple[Tensor | None, Tensor | None], tuple[Axis, Axis]]:
+    calls = [
+        form(
+            *(
+                t if t is None or axis is None else t.select(axis, i)
+                for t, axis in zip(tensors, in_dims, strict=True)
+            ),
+            **options,
+        )
+        for i in range(info.batch_size)
+    ]
+    q, k = (None if rows[0] is None else torch.stack(rows) for rows in zip(*calls, strict=True))
+    return (q, k), (None if q is None else 0, None if k is None else 0)
+
+
+def _in_place(form: Any) -> Any:  # noqa: ANN401
+    functional = _functional(form)
+
+    def rule(
+        info: Any,  # noqa: ANN401
+        in_dims: tuple[Axis, ...],
+        *tensors: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> tuple[None, None]:
+        written = list(zip("qk", tensors, in_dims, strict=False))
+        for name, rows, axis in written:
+            if rows is not None and axis is None:
+                raise ValueError(f"{name} is written under vmap, expected vmap to map it")
+        results, _ = functional(info, in_dims, *tensors, **options)
+        for (_, rows, axis), result in zip(written, results, strict=True):
+            if rows is not None:
+                rows.movedim(axis, 0).copy_(result)
+        return None, None
+
+    return rule
 
 
 # Once for each process, as every import is.
-for _form in (torch.ops.npu_rope.apply, torch.ops.npu_rope.apply_backward):
+_ops = torch.ops.npu_rope
+for _form in (_ops.apply, _ops.apply_backward, _ops.norm_apply):
     torch.library.register_vmap(_form.default, _functional(_form))
-torch.library.register_vmap(torch.ops.npu_rope.apply_.default, _in_place)
+for _form, _written in ((_ops.apply, _ops.apply_), (_ops.norm_apply, _ops.norm_apply_)):
+    torch.library.register_vmap(_written.default, _in_place(_form))
