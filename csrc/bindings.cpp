@@ -395,8 +395,7 @@ void bind_layer(py::module_& module) {
   module.def("try_apply", torch::wrap_pybind_function(&try_apply_py));
   module.def("try_norm_apply", torch::wrap_pybind_function(&try_norm_apply_py));
   module.def("npu_library_problem", &npu_library_problem);
-  module.def("npu_chip_problem", &npu_chip_problem, py::arg("round_each") = false,
-             py::arg("norm") = false);
+  module.def("npu_chip_problem", &npu_chip_problem, py::arg("round_each") = false);
 }
 
 }  // namespace

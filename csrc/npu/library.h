@@ -18,8 +18,8 @@ namespace npu_rope {
 /// What the library offers: one function for each operator, and what torch_npu knows of a tensor.
 struct NpuLibrary {
   int64_t (*format)(const at::Tensor&);  // of an npu tensor, by CANN's numbers (aclFormat)
-  // Throws where no kernel is written for this machine's chip, or none that rounds or norms so.
-  void (*check_chip)(bool round_each, bool norm);
+  // Throws where no kernel is written for this machine's chip, or none that takes this.
+  void (*check)(const RopeGeometry&);
   void (*rope)(const RopeGeometry&, const RopePointers&);
 };
 

@@ -29,10 +29,29 @@ std::string refusal_of(const Check& check) {
   }
 }
 
-template <bool round_each, bool norm>
+template <bool round_each>
 const std::string& chip_problem() {
-  static const std::string problem = refusal_of([] { npu_library().check_chip(round_each, norm); });
+  static const std::string problem = refusal_of([] {
+    RopeGeometry smallest{};
+    smallest.batch = smallest.tokens = smallest.q_heads = 1;
+    smallest.head_dim = smallest.rotary_dim = 2;
+    smallest.round_each = round_each;
+    npu_library().check(smallest);
+  });
   return problem;
+}
+
+// Throws where no kernel norms such rows: of one, since counts and strides make no difference.
+void check_npu_norm(const RopeArgs& args, const Tensor& q, const Tensor& k, const Tensor& cos,
+                    const Tensor& sin, const NormOptions& norm) {
+  RopeGeometry row = make_geometry(args, q, k, cos, sin, q, k, /*transpose=*/false);
+  row.batch = row.tokens = row.q_heads = 1;
+  row.k_heads = 0;
+  row.q_in_place = row.k_in_place = false;
+  row.q = row.k = row.q_out = row.k_out = {};
+  row.cos = row.sin = {};
+  row.norm = make_norm(norm);
+  npu_library().check(row);
 }
 
 // A fake or functional tensor, or another library's: its own dispatch decides.
@@ -69,9 +88,8 @@ const std::string& npu_library_problem() {
   return problem;
 }
 
-const std::string& npu_chip_problem(bool round_each, bool norm) {
-  if (round_each) return norm ? chip_problem<true, true>() : chip_problem<true, false>();
-  return norm ? chip_problem<false, true>() : chip_problem<false, false>();
+const std::string& npu_chip_problem(bool round_each) {
+  return round_each ? chip_problem<true>() : chip_problem<false>();
 }
 
 RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
@@ -84,7 +102,7 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
   if (q.scalar_type() == at::kDouble) return "q is Double, which the default is left to";
   if (q.is_privateuseone()) {
     if (!npu_library_problem().empty()) return npu_library_problem();
-    const std::string& problem = npu_chip_problem(options.round_each, norm.has_value());
+    const std::string& problem = npu_chip_problem(options.round_each);
     if (!problem.empty()) return problem;
   }
   const Tensor cos_rows = shaped(cos, q), sin_rows = shaped(sin, q);
@@ -122,6 +140,7 @@ RopeResult try_apply(const Tensor& q, const Tensor& k, const Tensor& cos, const 
       check_norm(*norm, q, k, args);
       check_format(norm->q_weight, "q_weight");
       check_format(norm->k_weight, "k_weight");
+      if (q.is_privateuseone()) check_npu_norm(args, q, k, cos_rows, sin_rows, *norm);
     }
     if (in_place) check_writes(q, k);
     if (!q_out.defined()) return;

@@ -37,6 +37,6 @@ RopeResult try_apply(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 /// What keeps the operator from npu tensors in this process for good; empty where nothing does.
 /// Found out by the first call that asks: the library, and the chip once a device may be touched.
 const std::string& npu_library_problem();
-const std::string& npu_chip_problem(bool round_each, bool norm = false);
+const std::string& npu_chip_problem(bool round_each);
 
 }  // namespace npu_rope

@@ -66,14 +66,7 @@ std::shared_ptr<const RopePlan> plan_of(const RopeGeometry& geometry) {
   }
 }
 
-void check_chip(bool round_each, bool norm) {
-  RopeGeometry smallest{};
-  smallest.batch = smallest.tokens = smallest.q_heads = 1;
-  smallest.head_dim = smallest.rotary_dim = 2;
-  smallest.round_each = round_each;
-  smallest.norm.q = norm;
-  plan_of(smallest);
-}
+void check(const RopeGeometry& geometry) { plan_of(geometry); }
 
 void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
   static const std::string names[] = {"npu_rope::apply", "npu_rope::norm_apply"};
@@ -95,7 +88,7 @@ void rope_npu(const RopeGeometry& geometry, const RopePointers& pointers) {
 
 extern "C" __attribute__((visibility("default"))) const npu_rope::NpuLibrary*
 npu_rope_npu_library() {
-  static const npu_rope::NpuLibrary library = {at_npu::native::get_npu_format, npu_rope::check_chip,
+  static const npu_rope::NpuLibrary library = {at_npu::native::get_npu_format, npu_rope::check,
                                                npu_rope::rope_npu};
   return &library;
 }

@@ -6,7 +6,9 @@ and the norms that are not the operator's.
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from lmdeploy.pytorch.distributed import DistContext, DistGroup, get_dist_manage
 from steps import (
     DTYPES,
     HERE,
+    MODELS,
     NORMS,
     PARTIAL,
     TOKENS,
@@ -244,3 +247,27 @@ def test_round_each_leaves_norms_to_lmdeploy(monkeypatch: pytest.MonkeyPatch) ->
         theirs = call()
     assert all(map(torch.equal, each, theirs))
     assert not any(map(torch.equal, once, theirs))
+
+
+def test_a_method_that_another_package_wraps_is_left_and_said_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = text(QWEN3, torch.bfloat16, monkeypatch)
+    cls = sys.modules[f"{MODELS}.qwen3"].Qwen3Attention
+    drop_in.disable()
+    original = cls.forward
+    try:
+        cls.forward = functools.wraps(original)(lambda *x: original(*x))
+        drop_in.enable()
+        got = call()
+        lines = drop_in.report._this_process()
+    finally:
+        drop_in.disable()
+        cls.forward = original
+        drop_in.enable()
+    with without("qwen3_norm"):
+        assert all(map(torch.equal, got, call()))
+    place = f"{QWEN3.patch()}: it is wrapped by another already"
+    assert [line for line in lines if "left as it is" in line[1]] == [
+        ("no", "  left as it is", place)
+    ]

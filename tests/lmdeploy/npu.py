@@ -6,12 +6,22 @@ CANN's operators, which the simulated runtime does not have (models.py has them 
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import npu_rope
 import pytest
 import torch
 import torch_npu
 import without_atb  # noqa: F401
 from ascend import build_layer, default, drop_in, heads, launches, tables
+from steps import NORMS, text_layer
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from npu_runtime import log
 
 TOKENS = 7
 
@@ -64,3 +74,67 @@ def test_the_default_needs_what_is_not_simulated(layer: torch.nn.Module) -> None
     with default(), pytest.raises(RuntimeError):
         layer(q, q.clone(), cos, sin)
         torch.npu.synchronize()
+
+
+class Packed(torch.nn.Module):
+    """In the place of a QKV projection, whose operator is CANN's."""
+
+    def __init__(self, qkv: Tensor, head_dim: int) -> None:
+        super().__init__()
+        self.qkv, self.head_dim = qkv, head_dim
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.qkv
+
+    def split_qkv(self, qkv: Tensor) -> list[Tensor]:
+        d = self.head_dim
+        return [heads(x, d) for x in qkv.split([4 * d, 2 * d, 2 * d], 1)]
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 1], ids=["prefill", "decode"])
+@pytest.mark.parametrize("module", ["qwen3", "glm4_moe", "gemma"])
+def test_norms_and_rotation_in_one_launch(
+    module: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole forward: between projection and attention, nothing else is asked of the device."""
+    step = next(step for step in NORMS if step.module == module)
+    head_dim = step.config["head_dim"]
+    qkv = torch.randn(tokens, 8 * head_dim).bfloat16()
+    table = tables(tokens, step.rotary)
+    with torch.no_grad():
+        layer = text_layer(step, torch.bfloat16, monkeypatch)
+        q, k, _ = Packed(qkv, head_dim).split_qkv(qkv)
+        weights = layer.q_norm.weight, layer.k_norm.weight
+        expected = npu_rope.reference.norm_apply(q, k, *weights, *table, eps=0.5)
+        layer.q_norm.npu()
+        layer.k_norm.npu()
+        layer.qkv_proj, layer.o_proj = Packed(qkv.npu(), head_dim), torch.nn.Identity()
+        seen: list[Tensor] = []
+        monkeypatch.setattr(layer.attn_fwd, "forward", lambda *x, **_: seen.extend(x[:2]) or x[0])
+        arguments = [layer.qkv_proj.qkv, tuple(x.npu() for x in table), (None, None), None]
+        if module == "gemma":
+            arguments.insert(1, arguments[1])
+        torch.npu.synchronize()
+        with log() as lines:
+            layer(*arguments)
+            torch.npu.synchronize()
+    assert len(lines.launches) == 1
+    assert not lines.named("aclrtMemcpy", "aclrtMemcpyAsync")
+    for got, rows in zip(seen, expected, strict=True):
+        assert got.is_contiguous() and torch.equal(got.cpu(), rows)
+
+
+def test_norms_that_no_kernel_takes_are_refused_before_a_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = next(step for step in NORMS if step.module == "qwen3")
+    narrow = replace(step, config={**step.config, "head_dim": 72})
+    with torch.no_grad():
+        layer = text_layer(narrow, torch.bfloat16, monkeypatch)
+        q, k = torch.randn(TOKENS, 3, 72).bfloat16().npu().split((2, 1), 1)
+        table = (x.npu() for x in tables(TOKENS, 72))
+        with log() as lines:
+            why = drop_in.rotate.normed(layer.q_norm.npu(), layer.k_norm.npu(), q, k, *table)
+            torch.npu.synchronize()
+    assert "a rotary_dim that is a multiple of 16" in why and not lines.launches
+    assert drop_in.is_active()
