@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.models.glm4 import modeling_glm4
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3 import modeling_qwen3
 
 from tests import npu_runtime
 
@@ -57,6 +59,30 @@ def test_one_launch_gives_the_bits_of_the_cpu(name: str, keep_bits: bool) -> Non
     for result, other in zip(results, expected, strict=True):
         assert result.is_npu
         assert torch.equal(result.cpu(), other)
+
+
+def test_norms_and_rotation_are_one_launch() -> None:
+    """Forward; what Qwen3 and Gemma-3 hand the call that patch(model, with_norms=True) makes."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = (2, 4, 6, 128), (2, 2, 6, 128), (2, 6, 128), (2, 6, 128)
+    arguments = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    norms = [modeling_qwen3.Qwen3RMSNorm(128).bfloat16().requires_grad_(False) for _ in "qk"]
+    for norm in norms:
+        norm.weight.copy_(torch.rand(128, generator=generator))
+    normed = dispatch.replacement(
+        modeling_qwen3.apply_rotary_pos_emb, "Qwen3", keep_bits=False, with_norms=True
+    )
+    for offset in (0.0, 1.0):
+        expected = normed(*norms, 1e-6, offset, *arguments)
+        on_npu = [x.npu() for x in (*arguments, *(norm.weight for norm in norms))]
+        theirs = [SimpleNamespace(weight=weight) for weight in on_npu[4:]]
+        torch.npu.synchronize()
+        with npu_runtime.log() as calls:
+            results = normed(*theirs, 1e-6, offset, *on_npu[:4])
+            torch.npu.synchronize()
+        assert len(calls.launches) == 1
+        for result, other in zip(results, expected, strict=True):
+            assert result.is_npu and torch.equal(result.cpu(), other)
 
 
 def run(function: Callable, rows: list, tables: list) -> tuple:
