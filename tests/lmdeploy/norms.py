@@ -61,12 +61,10 @@ def assert_near(ours: Pair, theirs: Pair, step: Step, roundings: int) -> None:
         assert ((got.double() - expected.double()).abs() <= most).all()
 
 
-@pytest.mark.parametrize("tokens", [TOKENS, 1], ids=["prefill", "decode"])
 @pytest.mark.parametrize("step", STEPS, ids=str)
-def test_step_is_lmdeploy_s_norms_and_rotation(
-    step: Step, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = [text(step, dtype, monkeypatch, tokens) for dtype in DTYPES]
+def test_step_is_lmdeploy_s_norms_and_rotation(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prefill and of one token decoded."""
+    calls = [text(step, dtype, monkeypatch, n) for n in (TOKENS, 1) for dtype in DTYPES]
     served = drop_in.patch.counts[step.switch].served
     ours = [call() for call in calls]
     assert drop_in.patch.counts[step.switch].served == served + len(calls)
