@@ -6,6 +6,9 @@ Ratios leave out what a call of an operator that does nothing costs, so they com
 alone; µs include it. Everything is checked before it is timed; competitors take turns, so that a
 noisy machine is noisy for all; the time is the best round's. GB/s counts q and k twice and the
 tables once.
+
+--parts modes sets round_each and norm_apply_ against apply_, beside torch's rms_norm and then
+apply_.
 """
 
 from __future__ import annotations
@@ -43,6 +46,9 @@ DRAM_SHAPES = ("vis4096", "vis16384", "prefill")
 BEYOND_CACHE = 256 << 20  # bytes: the traffic of a turn over all sets of buffers, for DRAM shapes
 ROUND_SECONDS = 0.002  # one competitor's turn, at least
 DECODE_LIMIT, CLONE_LIMIT = 1.6, 1.2
+# Of apply_'s time, in cache and from memory.
+MODE_LIMITS = {"round_each": (1.6, 1.1), "norm_apply_": (1.3, 1.1)}
+PARTS = ("call", "in_place", "out_of_place", "modes")
 HALF_TABLES = "npu_rope.apply_, 16-bit half tables"
 
 Call = Callable[[], object]
@@ -157,6 +163,7 @@ class Timer:
     """Competitors that take turns; each has one call for each set of buffers."""
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    restore: Call = lambda: None  # before many calls in place, each of which rounds the last one's
 
     def add(self, name: str, calls: list[Call]) -> None:
         self.calls[name] = calls
@@ -170,6 +177,8 @@ class Timer:
             for name, calls in self.calls.items():
                 if turn >= 3 and spent[name] > 1.0:
                     continue
+                if repeats[name] > 1:
+                    self.restore()
                 for call in calls:
                     start = time.perf_counter()
                     for _ in range(repeats[name]):
@@ -239,14 +248,11 @@ def check_peer(name: str, peer: Peer, rope: Tensors) -> None:
 def in_place_rows(
     shape: str, dtype: torch.dtype, style: str, packed: bool, threads: int, args: argparse.Namespace
 ) -> Iterator[Row]:
-    ropes = [make_rope(shape, dtype, style, packed)]
+    ropes = sets_of(shape, make_rope(shape, dtype, style, packed))
     check(ropes[0])
-    if shape in DRAM_SHAPES:
-        sets = 1 + BEYOND_CACHE // ropes[0].bytes
-        ropes += [copy_of(ropes[0]) for _ in range(sets - 1)]
     rmw, apply_ = torch.ops.npu_rope_bench.read_modify_write, torch.ops.npu_rope.apply_
     empty_ = torch.ops.npu_rope_bench.empty_
-    timer = Timer()
+    timer = Timer(restore=restoring(ropes[0]))
     timer.add("empty_", [lambda r=r: empty_(*r.args(), **r.options) for r in ropes])
     timer.add("read-modify-write", [lambda r=r: rmw(*r.args(), 0) for r in ropes])
     timer.add("read-modify-write, ahead", [lambda r=r: rmw(*r.args(), 4096) for r in ropes])
@@ -268,6 +274,67 @@ def in_place_rows(
             what, name, threads, us, ropes[0].bytes / us / 1e3, ratio,
             f">= {target} of RMW" if target else "", ratio >= target if target else None,
         )  # fmt: skip
+
+
+def sets_of(shape: str, rope: Tensors) -> list[Tensors]:
+    """Itself, and what it takes beside it to find nothing in the cache."""
+    copies = BEYOND_CACHE // rope.bytes if shape in DRAM_SHAPES else 0
+    return [rope, *(copy_of(rope) for _ in range(copies))]
+
+
+def restoring(rope: Tensors) -> Call:
+    q, k = rope.q.clone(), rope.k.clone()
+    return lambda: (rope.q.copy_(q), rope.k.copy_(k))
+
+
+def norm_then_apply_(rope: Tensors, weight: Tensor) -> Call:
+    def call() -> None:
+        q, k = (
+            torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6) for x in rope.args()[:2]
+        )
+        torch.ops.npu_rope.apply_(q, k, rope.cos, rope.sin, **rope.options)
+
+    return call
+
+
+def mode_rows(
+    shape: str, dtype: torch.dtype, threads: int, args: argparse.Namespace
+) -> Iterator[Row]:
+    ops = torch.ops.npu_rope
+    ropes = sets_of(shape, make_rope(shape, dtype, "half", packed=False))
+    weight = torch.ones(ropes[0].q.size(-1), dtype=dtype)  # so that norms of norms stay as they are
+    norm = {"eps": 1e-6, **ropes[0].options}
+    check_modes(ropes[0], weight)
+
+    def norm_apply_(r: Tensors) -> Call:
+        return lambda: ops.norm_apply_(r.q, r.k, weight, weight, r.cos, r.sin, **norm)
+
+    timer = Timer(restore=restoring(ropes[0]))
+    timer.add("apply_", [lambda r=r: ops.apply_(*r.args(), **r.options) for r in ropes])
+    if dtype.itemsize == 2:
+        each = [lambda r=r: ops.apply_(*r.args(), **r.options, round_each=True) for r in ropes]
+        timer.add("round_each", each)
+    timer.add("norm_apply_", [norm_apply_(r) for r in ropes])
+    timer.add("rms_norm, then apply_", [norm_then_apply_(r, weight) for r in ropes])
+    best = timer.best(args.rounds)
+    for name, us in best.items():
+        ratio = us / best["apply_"]
+        limit = MODE_LIMITS[name][shape in DRAM_SHAPES] if name in MODE_LIMITS else None
+        yield Row(
+            f"{shape} {str(dtype)[6:]} modes", name, threads, us, ropes[0].bytes / us / 1e3, ratio,
+            f"<= {limit} of apply_" if limit else "", ratio <= limit if limit else None,
+        )  # fmt: skip
+
+
+def check_modes(rope: Tensors, weight: Tensor) -> None:
+    q, k, *tables = rope.args()
+    norm, ops = (q, k, weight, weight, *tables), torch.ops.npu_rope
+    got = ops.norm_apply(*norm, eps=1e-6, **rope.options)
+    want = npu_rope.reference.norm_apply(*norm, eps=1e-6, **rope.options)
+    got += ops.apply(*rope.args(), **rope.options, round_each=True)
+    want += npu_rope.reference.apply(*rope.args(), **rope.options, round_each=True)
+    if not all(map(torch.equal, got, want)):
+        raise SystemExit(f"wrong result of a mode for {tuple(rope.q.shape)} {rope.q.dtype}")
 
 
 def out_of_place_rows(
@@ -320,15 +387,18 @@ class Job:
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     for threads in args.threads:
-        yield Job("call", threads, partial(call_rows, threads, args))
+        if "call" in args.parts:
+            yield Job("call", threads, partial(call_rows, threads, args))
         for shape, name in itertools.product(args.shapes, args.dtypes):
             dtype = getattr(torch, name)
-            for style in args.styles:
+            for style in args.styles if "in_place" in args.parts else ():
                 for packed in (False, True) if shape in DRAM_SHAPES else (False,):
                     rows = partial(in_place_rows, shape, dtype, style, packed, threads, args)
                     yield Job(f"{shape} {name} {style}", threads, rows)
-            rows = partial(out_of_place_rows, shape, dtype, threads, args)
-            yield Job(f"{shape} {name} out of place", threads, rows)
+            for part, of in (("out_of_place", out_of_place_rows), ("modes", mode_rows)):
+                if part in args.parts:
+                    rows = partial(of, shape, dtype, threads, args)
+                    yield Job(f"{shape} {name} {part.replace('_', ' ')}", threads, rows)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -336,6 +406,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--styles", nargs="+", default=["half", "interleaved"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing compiled")
@@ -371,7 +442,10 @@ def main(args: argparse.Namespace) -> list[report.Row]:
         titles = {name: f"{case.model}\n{case.tokens} tokens" for name, case in SHAPES.items()}
         narrowed = os.environ.get("ATEN_CPU_CAPABILITY")  # its results go beside the machine's own
         name = f"cpu_{narrowed.lower()}" if narrowed else "cpu"
+        whole = set(args.parts) == set(PARTS)
+        if not whole:
+            name += "_" + "_".join(args.parts)
         print("\nwritten:", report.save(name, f"{NOTE}: {machine}", rows), sep="\n  ")
-        if not narrowed:
+        if whole and not narrowed:
             print(" ", plots.cpu(rows, machine, titles))
     return rows

@@ -435,6 +435,14 @@ struct BFloat16 {
     if constexpr (N == 4) return _mm_testn_epi16_mask((__m128i)x, (__m128i)bits);
   }
 
+  /// `size` elements, which may be more or less than a vector's, and zeros.
+  template <int N>
+  static ROPE_INLINE Pairs<N> load_at_most(const Element* p, int64_t size) {
+    static_assert(N == 16);
+    const uint32_t mask = size >= 32 ? ~0u : size <= 0 ? 0u : (1u << size) - 1;
+    return (Pairs<N>)_mm512_maskz_loadu_epi16(mask, p);
+  }
+
   template <int N>
   static ROPE_INLINE bool all_at_least(Vec<float, N> v, float least) {
     static_assert(N == 16);

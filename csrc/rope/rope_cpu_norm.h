@@ -127,38 +127,40 @@ struct RowFactors {
     return squares(T::template load<kLanes>(tail));
   }
 
-  /// The sums of a row that is at most `count` loads long, or exactly, in one vector.
+  /// The sums of a row that is at most `count` loads long, or exactly, in one vector. Clears
+  /// `moderate` unless all its elements are known to be.
   template <int count, bool exactly>
-  static ROPE_INLINE V row_sums(const Element* x, int64_t dim) {
+  static ROPE_INLINE V row_sums(const Element* x, int64_t dim, bool& moderate) {
+    if constexpr (T::kPairwise) {
+      const int64_t last = dim - kLoad;  // where a whole load may begin
+      const bool row_is =
+          last >= 0 && all_moderate(x, last, std::make_integer_sequence<int, count>());
+      moderate &= row_is;
+      if (row_is) {
+        return add_loads<count>([&](int64_t i) {
+          const auto pairs = exactly
+                                 ? load_vec<Vec<Element, kLoad>>(x + i * kLoad)
+                                 : T::template load_at_most<kLanes>(x + i * kLoad, dim - i * kLoad);
+          return T::template dot<kLanes>(pairs, pairs);
+        });
+      }
+    }
     return add_loads<count>([&](int64_t i) {
       return exactly ? squares(T::template load<kLanes>(x + i * kLoad))
                      : squares_at(x, dim, i * kLoad);
     });
   }
-
-  /// The same for a row of `count` loads. Clears `moderate` unless all its elements are.
-  template <int count>
-  static ROPE_INLINE V whole_row_sums(const Element* x, bool& moderate) {
-    if constexpr (T::kPairwise) {
-      const bool row_is = all_moderate(x, std::make_integer_sequence<int, count>());
-      moderate &= row_is;
-      if (row_is) {
-        return add_pairwise<E, kLanes, count>([&](int64_t i) {
-          const auto pairs = load_vec<Vec<Element, kLoad>>(x + i * kLoad);
-          return T::template dot<kLanes>(pairs, pairs);
-        });
-      }
-    }
-    return row_sums<count, true>(x, 0);
-  }
   template <int... Load>
-  static ROPE_INLINE bool all_moderate(const Element* x, std::integer_sequence<int, Load...>) {
-    return T::template moderate<kLanes>(load_vec<Vec<Element, kLoad>>(x + Load * kLoad)...);
+  static ROPE_INLINE bool all_moderate(const Element* x, int64_t last,
+                                       std::integer_sequence<int, Load...>) {
+    return T::template moderate<kLanes>(
+        load_vec<Vec<Element, kLoad>>(x + (Load * kLoad < last ? Load * kLoad : last))...);
   }
 
   /// The same for a row of any length up to `loads`, a power of two.
   static V long_row_sums(const Element* x, int64_t dim, int64_t loads) {
-    if (loads <= kMostLoads) return row_sums<kMostLoads, false>(x, dim);
+    bool moderate = false;
+    if (loads <= kMostLoads) return row_sums<kMostLoads, false>(x, dim, moderate);
     const int64_t half = loads / 2, size = half * kLoad;
     const V a = long_row_sums(x, dim, half);
     const V b = dim > size ? long_row_sums(x + size, dim - size, half) : V{};
@@ -188,12 +190,13 @@ struct RowFactors {
                             [&](const Element* row) { return long_row_sums(row, dim, most); });
     } else if (dim == loads * kLoad) {
       return compute_vector(x, x_stride, count, dim, eps, [&](const Element* row) {
-        return whole_row_sums<loads>(row, moderate);
+        return row_sums<loads, true>(row, dim, moderate);
       });
     } else if (dim < loads * kLoad) {
       moderate = false;
-      return compute_vector(x, x_stride, count, dim, eps,
-                            [&](const Element* row) { return row_sums<loads, false>(row, dim); });
+      return compute_vector(x, x_stride, count, dim, eps, [&](const Element* row) {
+        return row_sums<loads, false>(row, dim, moderate);
+      });
     } else {
       return compute_loads<2 * loads>(x, x_stride, count, dim, eps, moderate);
     }
