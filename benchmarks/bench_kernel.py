@@ -16,9 +16,11 @@ from benchmarks.report import Row
 from benchmarks.shapes import Case
 
 NOTE = "counted in the trace of the simulated kernel"
-CASES = [Case("Qwen2.5-72B", n) for n in (1, 8, 64, 4096)]
+CASES = [Case(name, n) for name in ("Qwen2.5-72B", "Qwen3-32B with norm") for n in (1, 8, 64, 4096)]
 CASES += [
-    Case(name, 4096) for name in shapes.MODELS if name not in ("Qwen2.5-72B", "Llama-3.1-70B")
+    Case(name, 4096)
+    for name in shapes.MODELS
+    if name not in ("Qwen2.5-72B", "Qwen3-32B with norm", "Llama-3.1-70B")
 ]
 
 
@@ -28,7 +30,10 @@ def counts(case: Case, style: str | None, soc: str) -> Row:
     rows = case.tokens * sum(case.heads)
     # TransDataTo5HD and And work on 128 elements of 16 bits a cycle.
     vector = trace.counters.vector
-    worked = sum(c.elements / (2 if c.dst_dtype == "uint16_t" else 1) for c in vector)
+    rates = {"Sqrt": 0.5, "Div": 0.5, "Brcb": 1 / 8}  # Brcb's are counted as it reads them
+    worked = sum(
+        c.elements / (2 if c.dst_dtype == "uint16_t" else rates.get(c.api, 1.0)) for c in vector
+    )
     conflicts = sum(c.conflicts for c in vector)
     events = [e for core in trace.cores for e in core.events if e.pipe in ("MTE2", "MTE3")]
     sizes = [e.blocks * e.block_bytes for e in events]
@@ -51,7 +56,7 @@ def core_curve(case: Case, style: str | None, soc: str) -> list[Row]:
     made = shapes.make(case, style=style)
     q, k, cos, sin = made.args()
     out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
-    geometry = _C.geometry_of(q, k, cos, sin, *out, **made.options)
+    geometry = _C.geometry_of(q, k, cos, sin, *out, **made.options, **made.norm)
     chosen = _C.plan_rope(geometry, _C.find_chip(soc)).cores
     rows: dict[int, Row] = {}
     for cores in range(1, _C.find_chip(soc).cores + 1):
@@ -60,7 +65,8 @@ def core_curve(case: Case, style: str | None, soc: str) -> list[Row]:
         plan = _C.plan_rope(geometry, chip)
         if plan.cores in rows:
             continue
-        raw = _C.simulate_rope(plan, q, k, cos, sin, *out, soc=soc, events=True)
+        weights = [made.norm.get(name) for name in ("q_weight", "k_weight")]
+        raw = _C.simulate_rope(plan, q, k, cos, sin, *out, *weights, soc=soc, events=True)
         trace = simulator.Trace(geometry, plan, raw)
         (fast, slow), (fast_l2, slow_l2) = (bench_model.predict(trace, l2) for l2 in (False, True))
         rows[plan.cores] = {

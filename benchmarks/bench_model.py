@@ -39,9 +39,11 @@ def simulate(case: Case, style: str | None, soc: str) -> simulator.Trace:
 def _simulate(case: Case, style: str | None, soc: str) -> simulator.Trace:
     """Checked against the operator on the CPU."""
     made = shapes.make(case, style=style)
-    expected = torch.ops.npu_rope.apply(*made.args(), **made.options)
-    launch = simulator.apply_ if made.in_place else simulator.apply
-    run = launch(*made.args(), soc=soc, events=True, **made.options)
+    operator = "norm_apply" if made.norm else "apply"
+    named = {"q": made.q, "k": made.k, "cos": made.cos, "sin": made.sin, **made.norm}
+    expected = getattr(torch.ops.npu_rope, operator)(**named, **made.options)
+    launch = getattr(simulator, operator + ("_" if made.in_place else ""))
+    run = launch(**named, soc=soc, events=True, **made.options)
     for got, wanted in zip((run.q, run.k), expected, strict=True):
         if not torch.equal(got, wanted):
             raise SystemExit(f"{case.name}: the simulated kernel differs from the CPU's result")

@@ -2,6 +2,7 @@
 
 By the launches that LMDeploy 0.18 with dlinfer 0.2.7 (partial rotation: 0.2.8) makes:
 
+    norms of every head           2 slices, 2 RmsNorms before
     D = 128, all rotated          npu_apply_rotary_pos_emb
     a part of D rotated           2 slices, npu_apply_rotary_pos_emb on them, 2 concatenations
     other D                       for q and k each: mul, neg, cat, mul, add
@@ -27,6 +28,8 @@ FUSED_PASSES = 9.0
 # One token of 16 + 2 heads takes 2.58 us on a 910B2, in a graph (a public profile of PaddleOCR-VL);
 # less its transfers and its vector work.
 FUSED_LAUNCH = 2.06
+# Of a RmsNorm in 16 bit, at least: two casts, the squares, their sums, two products.
+RMS_NORM_PASSES = 6.0
 # How the measured kernels share their work: many more cores where an input is broadcast.
 ELEMENTS_A_CORE, ELEMENTS_A_CORE_BROADCAST = 1024, 128
 
@@ -44,7 +47,13 @@ def launches(case: Case, size: int = 2) -> list[Stream]:
     for name, heads in zip("qk", case.heads, strict=True):
         whole = case.tokens * heads * config.dim
         now[name] = (name, whole)
-        if config.rows != "dense":
+        if config.norm:
+            out.append(copy(name, f"{name} dense", whole, size, "Slice"))
+            normed = {f"{name} normed": whole * size}
+            out.append(Stream("RmsNorm", {f"{name} dense": whole * size}, normed, whole,
+                              RMS_NORM_PASSES, cores_of(whole)))  # fmt: skip
+            now[name] = (f"{name} normed", whole)
+        elif config.rows != "dense":
             out.append(copy(name, f"{name} dense", whole, size))
             now[name] = (f"{name} dense", whole)
     if width == 128 or width < config.dim:

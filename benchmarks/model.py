@@ -43,7 +43,10 @@ LOAD_LATENCY, STORE_LATENCY = 351, 207
 # which is their documented rate.
 INSTRUCTIONS = {"Add": "VADD", "Sub": "VSUB", "Mul": "VMUL", "Cast": "VCONV", "Muls": "VMULS",
                 "Adds": "VADDS", "Copy": "VMULS", "Duplicate": "VADDS", "And": "VADD",
-                "Or": "VADD", "ShiftLeft": "VADDS", "ShiftRight": "VADDS"}  # fmt: skip
+                "Or": "VADD", "ShiftLeft": "VADDS", "ShiftRight": "VADDS", "Brcb": "VMULS",
+                "Sqrt": "VSQRT", "Div": "VDIV"}  # fmt: skip
+# A repeat a cycle by the documents; their results are there as late as the table's one reduction's.
+REDUCTIONS = ("BlockReduceSum", "PairReduceSum")
 # To msopmodeling's interval between dependent instructions; pypto's latencies are that much longer.
 MORE_LATENCY = 3
 TRANSPOSE_BYTES = 256  # a cycle, by the documented rate; its latency as that of a conversion
@@ -238,6 +241,8 @@ def vector_cycles(event: object, tables: Tables) -> tuple[float, int]:
         size = 4 if event.operands[0].dtype == "float" else 2
         cycles = event.elements * size / TRANSPOSE_BYTES + event.conflicts
         return cycles, latency(tables, "VCONV")
+    if event.api in REDUCTIONS:
+        return float(event.repeats + event.conflicts), latency(tables, "VCADD")
     name = INSTRUCTIONS[event.api]
     return tables.cycles[name] * event.repeats + event.conflicts, latency(tables, name)
 

@@ -135,7 +135,7 @@ def count(geometries: Sequence[Any], soc: str, step: bool = False) -> list[dict[
 def geometry(made: shapes.Tensors) -> Any:  # noqa: ANN401  a type of _C
     q, k, cos, sin = made.args()
     outs = (q, k) if made.in_place else (q.new_empty(q.shape), k.new_empty(k.shape))
-    return _C.geometry_of(q, k, cos, sin, *outs, **made.options)
+    return _C.geometry_of(q, k, cos, sin, *outs, **made.options, **made.norm)
 
 
 def suite_geometry(case: bench_cannbench.Case) -> Any:  # noqa: ANN401  a type of _C

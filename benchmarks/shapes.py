@@ -11,6 +11,7 @@ default after 8192 tokens) makes launches of 8192, whatever the context.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,14 @@ class Model:
     q_row: int = 0  # mla: columns of a row of q and of k, where the rotated are the last
     k_row: int = 0
     vision: bool = False
+    norm: bool = False  # of every head before the rotation, in the same call
 
 
 MODELS = {
     "Qwen2.5-72B": Model(64, 8, 128),
     "Qwen2.5-7B": Model(28, 4, 128),
     "Qwen3-32B": Model(64, 8, 128, rows="dense"),
+    "Qwen3-32B with norm": Model(64, 8, 128, norm=True),
     "Llama-3.1-8B": Model(32, 8, 128),
     "Llama-3.1-70B": Model(64, 8, 128),
     "InternLM2.5-7B": Model(32, 8, 128),
@@ -136,6 +139,7 @@ class Tensors:
     sin: Tensor
     options: dict[str, bool]
     in_place: bool
+    norm: dict[str, Any] = dataclasses.field(default_factory=dict)  # q_weight, k_weight, eps
 
     def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.q, self.k, self.cos, self.sin
@@ -177,4 +181,8 @@ def make(
     angles = case.positions.double()[:, None] * inverse
     full = angles.repeat_interleave(2, -1) if style == "interleaved" else angles.repeat(1, 2)
     tables = full.cos().to(table_dtype), full.sin().to(table_dtype)
-    return Tensors(q, k, *tables, dict(STYLES[style]), in_place=rows == "dense")
+    norm: dict[str, Any] = {}
+    if model.norm:
+        weights = torch.randn(2, model.dim, dtype=dtype)
+        norm = {"q_weight": weights[0], "k_weight": weights[1], "eps": 1e-6}
+    return Tensors(q, k, *tables, dict(STYLES[style]), rows == "dense", norm)

@@ -57,8 +57,9 @@ class NormStep {
   ROPE_INLINE void PrepareWeights(const AscendC::LocalTensor<uint8_t>& lines,
                                   const AscendC::LocalTensor<uint8_t>& planes) {
     const float zero = 0.0f, one = 1.0f;
-    AscendC::Duplicate(Part(norm_.factors)[0], zero,
-                       kFactorBytes / static_cast<int32_t>(sizeof(float)));
+    // Brcb reads eight factors at once, of which some may be no row's.
+    AscendC::Duplicate(Rows<float>{lines, 0, 0}[0], zero,
+                       (p_.step_rows + kRepeatBlocks - 1) & -kRepeatBlocks);
     AscendC::Duplicate(Part(norm_.ones)[0], one, int32_t{kFloatBlock});
     if constexpr (kSplit) {  // padding lanes are multiplied too: make them 0
       AscendC::Duplicate(Part(norm_.weights)[0], zero,
@@ -75,14 +76,15 @@ class NormStep {
   }
 
   /// The factors f of `rows` rows x as loaded, each in all of a block of `sums`. products: scratch
-  /// of as many rows.
-  ROPE_INLINE void MakeFactors(const Rows<float>& x, const Rows<float>& products, int32_t rows) {
-    const uint8_t repeats = static_cast<uint8_t>(rows);
-    const uint8_t pitch = static_cast<uint8_t>(x.blocks);
-    const AscendC::BinaryRepeatParams square(1, 1, 1, static_cast<uint8_t>(products.blocks), pitch,
-                                             pitch);
-    const Rows<float> sums = Part(norm_.sums), factors = Part(norm_.factors);
-    const int32_t width = norm_.columns;
+  /// of as many rows. shift: as in RopeKernel's Steps.
+  ROPE_INLINE void MakeFactors(const Rows<float>& x, const Rows<float>& products, int32_t shift,
+                               int32_t rows) {
+    if (norm_.full == 0) shift = 0;
+    const int32_t repeats = rows << shift, blocks = products.blocks >> shift;
+    const uint8_t pitch = static_cast<uint8_t>(x.blocks >> shift);
+    const AscendC::BinaryRepeatParams square(1, 1, 1, static_cast<uint8_t>(blocks), pitch, pitch);
+    const Rows<float> sums = Part(norm_.sums);
+    const int32_t width = norm_.columns >> shift;
     if (norm_.gaps) {
       const float zero = 0.0f;
       AscendC::Duplicate(sums[0], zero, rows * norm_.sum_blocks * kFloatBlock);
@@ -90,8 +92,8 @@ class NormStep {
     int32_t i = 0;
     do {
       if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, norm_.mask);
-      AscendC::Mul<float, false>(products[i], x[i], x[i], AscendC::MASK_PLACEHOLDER, repeats,
-                                 square);
+      AscendC::Mul<float, false>(products[i], x[i], x[i], AscendC::MASK_PLACEHOLDER,
+                                 static_cast<uint8_t>(repeats), square);
       i += kRepeatFloats;
     } while (i < width);
     if (i > width) AscendC::ResetMask();
@@ -99,9 +101,9 @@ class NormStep {
     i = 0;
     do {
       if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, norm_.mask);
-      AscendC::BlockReduceSum<float, false>(sums[i / kFloatBlock], products[i], rows,
-                                            AscendC::MASK_PLACEHOLDER, norm_.sum_blocks, 1,
-                                            products.blocks);
+      AscendC::BlockReduceSum<float, false>(sums[i / kFloatBlock], products[i], repeats,
+                                            AscendC::MASK_PLACEHOLDER, norm_.sum_blocks >> shift, 1,
+                                            blocks);
       i += kRepeatFloats;
     } while (i < width);
     AscendC::PipeBarrier<PIPE_V>();
@@ -129,6 +131,7 @@ class NormStep {
     AscendC::SetVectorMask<float, AscendC::MaskMode::COUNTER>(0, rows);
     const AscendC::UnaryRepeatParams dense(1, 1, kRepeatBlocks, kRepeatBlocks);
     const float share = norm_.share, eps = norm_.eps;
+    const Rows<float>& factors = products;  // one after another
     AscendC::Muls<float, false>(factors[0], back ? products[0] : sums[0], share,
                                 AscendC::MASK_PLACEHOLDER, 1, dense);
     AscendC::PipeBarrier<PIPE_V>();

@@ -361,8 +361,9 @@ class RopeKernel {
     const int32_t stride = across ? line : 1, next = across ? 1 : line;
     // Heads of a token read its table again and again.
     const int32_t table_blocks = across == (t.over_tokens != 0) ? blocks : 0;
-    const bool seamless =
-        t.row_blocks * kBlock == 2 * p_.half_pitch && step * line << p_.row.shift <= kMaxRepeats;
+    const RopeChunks& row = kNorm ? p_.norm.row : p_.row;
+    const int32_t width = kNorm && !kSplit ? p_.norm.columns : 2 * p_.half_pitch;
+    const bool seamless = t.row_blocks * kBlock == width && step * line << row.shift <= kMaxRepeats;
     return {&t,
             box.tensor,
             line,
@@ -378,7 +379,7 @@ class RopeKernel {
             next * x_blocks * kFloatBlock,
             next * blocks * kFloatBlock,
             (blocks - table_blocks) * kFloatBlock,
-            seamless ? p_.row.shift : 0};
+            seamless ? row.shift : 0};
   }
 
   /// Rotates the box at byte `at` of the ring in place. token: of its first row, in the tile.
@@ -407,11 +408,10 @@ class RopeKernel {
     // A norm works on whole rows, in the order in which they were loaded.
     const Rows<T> row = kNorm ? x.After(-steps.rows->row_offset) : x;
     const Rows<float> products{cos_product_, 0, p_.float_blocks};
-    const Columns whole{p_.norm.columns, p_.norm.mask};
     if constexpr (kFloat) {
       const Rows<float> x2 = x.After(half * kFloatBytes);
       if constexpr (kNorm) {
-        if (steps.norm) norm_.MakeFactors(row, products, rows);
+        if (steps.norm) norm_.MakeFactors(row, products, steps.shift, rows);
       }
       if constexpr (kSplit) {
         SplitPairs<Bits>({Address(x), Address(cos_product_), {Address(even), Address(odd)}}, pairs,
@@ -438,11 +438,14 @@ class RopeKernel {
       const Rows<float> y = kNorm ? wide.After(p_.norm.offset * kFloatBytes) : wide;
       const Rows<float> y2 = y.After(half * kFloatBytes);
       if constexpr (kNorm) {
-        if (steps.norm || !kSplit) {
-          CastRows(wide, row, whole, rows, RoundMode::CAST_NONE);
+        if constexpr (!kSplit) {
+          CastChunks(p_.norm.row, wide, row, steps.shift, rows, RoundMode::CAST_NONE);
+          AscendC::PipeBarrier<PIPE_V>();
+        } else if (steps.norm) {
+          CastRows(wide, row, {p_.norm.columns, p_.norm.mask}, rows, RoundMode::CAST_NONE);
           AscendC::PipeBarrier<PIPE_V>();
         }
-        if (steps.norm) norm_.MakeFactors(wide, products, rows);
+        if (steps.norm) norm_.MakeFactors(wide, products, steps.shift, rows);
       }
       if constexpr (kSplit && kBFloat16) {
         WidenPairs(x, rows);
@@ -478,7 +481,7 @@ class RopeKernel {
         JoinPairs<Bits>({Address(x), Address(y), {Address(first), Address(second)}}, pairs,
                         Address(cos_product_), rows * plane);
       } else if constexpr (kNorm && !kSplit) {
-        CastRows(row, wide, whole, rows, RoundMode::CAST_RINT);
+        CastChunks(p_.norm.row, row, wide, steps.shift, rows, RoundMode::CAST_RINT);
       } else {
         CastWholeRows(x, y, steps.shift, rows, RoundMode::CAST_RINT);
       }

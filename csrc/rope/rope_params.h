@@ -29,8 +29,6 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
-constexpr int32_t kFactorBytes = 1024;  // kMaxRepeats of them, in whole repeats
-
 constexpr int32_t kRing = 3;  // boxes in flight: one being loaded, one rotated, one stored
 
 __aicore__ inline constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -124,6 +122,7 @@ struct RopeNormParams {
   uint64_t mask;                    // lanes of the last repeat of them
   RopeChunks row;                   // a row as it is multiplied: as one run, or as two halves
   int32_t offset;                   // columns of a row before those that are rotated
+  int32_t full;                     // all repeats of a row as loaded are full
   int32_t sum_blocks;               // blocks of sums of a row, one for each repeat: a power of two
   int32_t gaps;                     // not all of them are written
   float share, eps, weight_offset;  // share: 1 / head_dim
@@ -131,7 +130,6 @@ struct RopeNormParams {
   // Bytes from the beginning of RopeLayout's part.
   int32_t weights;      // of q and k in fp32
   int32_t raw_weights;  // the same as loaded
-  int32_t factors;      // of the rows of a step, one after another: kFactorBytes
   int32_t ones;         // a block
   int32_t sums;         // of blocks of the rows of a step; later each row's factor in a block
   int32_t weight_bytes, raw_weight_bytes;  // of one of them

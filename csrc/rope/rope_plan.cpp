@@ -298,6 +298,15 @@ uint64_t first_lanes(int64_t n) { return n >= 64 ? ~uint64_t{0} : (uint64_t{1} <
 /// Lanes of the last of the repeats that take `width` columns.
 uint64_t last_lanes(int64_t width) { return first_lanes((width - 1) % kRepeatFloats + 1); }
 
+/// RopeChunks::shift of rows of `width` columns, `blocks` blocks apart in fp32.
+int32_t shift_of(int64_t width, int64_t blocks) {
+  const int64_t repeats = blocks * kBlockBytes / 4 / kRepeatFloats;
+  if ((repeats & (repeats - 1)) != 0 || width != repeats * kRepeatFloats) return 0;
+  int32_t shift = 0;
+  while (1 << shift < repeats) ++shift;
+  return shift;
+}
+
 /// Which columns the repeats of an instruction take. p: of which half_pitch is set. Rows are worked
 /// on as one run, padding too, or half by half without it where that takes no more repeats.
 void choose_repeats(int64_t half, bool may_skip_padding, RopeParams& p) {
@@ -315,9 +324,7 @@ void choose_repeats(int64_t half, bool may_skip_padding, RopeParams& p) {
     }
   }
   p.row.mask = last_lanes(width);
-  const int64_t repeats = p.float_blocks * kBlockBytes / 4 / kRepeatFloats;
-  const bool power = (repeats & (repeats - 1)) == 0;
-  while (power && width == repeats * kRepeatFloats && 1 << p.row.shift < repeats) ++p.row.shift;
+  p.row.shift = shift_of(width, p.float_blocks);
   p.lanes = static_cast<int32_t>(by_halves ? half : pitch);
   p.half_mask = last_lanes(p.lanes);
   p.table_mask = last_lanes(half);
@@ -468,10 +475,10 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
   const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
   // Of a norm: each row of a step has its sums, of which Brcb writes 8 blocks at once.
+  const int64_t norm = norms(g) ? AlignUp(p.norm.sums + 7 * kBlockBytes, kBankRow) : 0;
   const int64_t sum_row = p.norm.sum_blocks * kBlockBytes;
-  const int64_t norm = norms(g) ? p.norm.sums + 7 * kBlockBytes : 0;
-  const int64_t near_fixed =
-      work_spare + 2 * table + 2 * raw + kBankRow + norm + (fp32 ? kRing * slot : 0);
+  const int64_t near_fixed = work_spare + 2 * table + 2 * raw + (norms(g) ? 2 : 1) * kBankRow +
+                             norm + (fp32 ? kRing * slot : 0);
   const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot);
   const int64_t near_row = (fp32 ? 0 : float_row) + sum_row;
   const int64_t far_row = 2 * float_row;
@@ -499,7 +506,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.raw_bytes = static_cast<int32_t>(raw);
   ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(slot);
-  ub.norm_bytes = static_cast<int32_t>(norm + step * sum_row);
+  ub.norm_bytes = static_cast<int32_t>(AlignUp(norm + step * sum_row, kBankRow));
   int64_t at = 0;
   const auto place = [&at](int64_t bytes) {
     const int64_t begin = at;
@@ -613,8 +620,10 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
       n.row.full += g.head_dim - c >= kRepeatFloats;
     }
     n.row.mask = n.mask;
+    n.row.shift = shift_of(g.head_dim, p.float_blocks);
     n.offset = static_cast<int32_t>(g.rotary_offset);
   }
+  n.full = g.head_dim % kRepeatFloats == 0;
   n.sum_blocks = 1;
   while (n.sum_blocks * kRepeatFloats < g.head_dim) n.sum_blocks *= 2;
   n.gaps = CeilDiv(g.head_dim, 8) != n.sum_blocks * 8;
@@ -625,8 +634,7 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   n.weight_bytes = p.float_blocks * kBlockBytes;
   n.raw_weight_bytes = static_cast<int32_t>(held);
   n.raw_weights = 2 * n.weight_bytes;
-  n.factors = n.raw_weights + 2 * n.raw_weight_bytes;
-  n.ones = n.factors + kFactorBytes;
+  n.ones = n.raw_weights + 2 * n.raw_weight_bytes;
   n.sums = n.ones + kBlockBytes;
   return n;
 }
