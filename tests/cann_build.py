@@ -203,20 +203,23 @@ TOKENS, Q_HEADS, K_HEADS, HEAD_DIM = 5, 3, 2, 64
 def test_cpu_debug_gives_the_references_bits(
     entry: str, build: Build, debug: Path, tmp_path: Path
 ) -> None:
-    _, short, order = entry.split("_")
+    *norm, short, order = entry.split("_")[1:]
     dtype = DTYPES[short]
     torch.manual_seed(0)
     q = torch.randn(TOKENS, Q_HEADS, HEAD_DIM).to(dtype)
     k = torch.randn(TOKENS, K_HEADS, HEAD_DIM).to(dtype)
     angles = torch.outer(torch.arange(float(TOKENS)), torch.rand(HEAD_DIM // 2)).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
+    weights = torch.randn(2, HEAD_DIM)
     options = {"interleaved": order != "half", "deinterleave": order.endswith("interleave")}
-    if order == "reinterleave":
+    if norm:
+        expected = reference.norm_apply(q, k, *weights, cos, sin, eps=1e-6, **options)
+    elif order == "reinterleave":
         expected = torch.ops.npu_rope.apply_backward(q, k, cos, sin, **options)
     else:
         expected = reference.apply(q, k, cos, sin, **options)
-    files = [tmp_path / name for name in ("q", "k", "cos", "sin")]
-    for file, tensor in zip(files, (q, k, cos, sin), strict=True):
+    files = [tmp_path / name for name in ("q", "k", "cos", "sin", "q_weight", "k_weight")]
+    for file, tensor in zip(files, (q, k, cos, sin, *weights), strict=True):
         file.write_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     sizes = [str(size) for size in (TOKENS, Q_HEADS, K_HEADS, HEAD_DIM)]
     folders = ("lib64", "tools/tikicpulib/lib", "tools/tikicpulib/lib/Ascend910B1")

@@ -1,7 +1,7 @@
 // Runs one entry once in CANN's CPU debug mode:
 //   debug FOLDER ENTRY TOKENS Q_HEADS K_HEADS HEAD_DIM
-// FOLDER has q, k, cos and sin, dense, the tables full and in float32; q_out and k_out are put
-// there.
+// FOLDER has q, k, cos, sin, q_weight and k_weight, dense, the tables full, tables and weights in
+// float32; q_out and k_out are put there.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,11 +26,11 @@ namespace {
 struct Entry {
   const char* name;
   DType dtype;
-  bool split_in, join_out;
+  bool split_in, join_out, norm;
   Kernel* kernel;
 };
-#define ENTRY(name, dtype, type, split_in, join_out) \
-  {#name, DType::dtype, split_in, join_out, name},
+#define ENTRY(name, dtype, type, split_in, join_out, norm) \
+  {#name, DType::dtype, split_in, join_out, norm, name},
 constexpr Entry kEntries[] = {ROPE_ENTRIES(ENTRY)};
 
 // Read by run() in the processes that ICPU_RUN_KF forks: a struct needs no way through its
@@ -38,8 +38,9 @@ constexpr Entry kEntries[] = {ROPE_ENTRIES(ENTRY)};
 Kernel* kernel = nullptr;
 RopeParams params;
 
-void run(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out, uint8_t* k_out) {
-  kernel(q, k, cos, sin, q_out, k_out, params);
+void run(uint8_t* q, uint8_t* k, uint8_t* cos, uint8_t* sin, uint8_t* q_out, uint8_t* k_out,
+         uint8_t* q_weight, uint8_t* k_weight) {
+  kernel(q, k, cos, sin, q_out, k_out, q_weight, k_weight, params);
 }
 
 uint8_t* read(const std::string& path) {
@@ -81,6 +82,7 @@ int main(int argc, char** argv) {
   g.q = g.q_out = {0, g.q_heads * g.head_dim, g.head_dim};
   g.k = g.k_out = {0, g.k_heads * g.head_dim, g.head_dim};
   g.cos = g.sin = {0, g.head_dim};
+  g.norm = {entry->norm, entry->norm, DType::kFloat32, 1e-6, 0.0};
   const RopePlan plan = plan_rope(g, find_chip("Ascend910B1"));
   kernel = entry->kernel;
   params = plan.params;
@@ -94,7 +96,9 @@ int main(int argc, char** argv) {
   auto* const q_out = static_cast<uint8_t*>(AscendC::GmAlloc(q_bytes));
   auto* const k_out = static_cast<uint8_t*>(AscendC::GmAlloc(k_bytes));
   AscendC::SetKernelMode(KernelMode::AIV_MODE);
-  ICPU_RUN_KF(run, plan.cores, q, k, cos, sin, q_out, k_out);
+  uint8_t* const q_weight = read(folder + "q_weight");
+  uint8_t* const k_weight = read(folder + "k_weight");
+  ICPU_RUN_KF(run, plan.cores, q, k, cos, sin, q_out, k_out, q_weight, k_weight);
   write(folder + "q_out", q_out, q_bytes);
   write(folder + "k_out", k_out, k_bytes);
   return 0;
