@@ -139,9 +139,9 @@ class RopeKernel {
     if constexpr (kNorm) norm_.LoadWeights();
     LoadTables(next);
     int32_t slot = 0;
-    int64_t in = next.in;
+    GlobalTensor<uint8_t> from = in_[next.tensor][next.in];
     Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
-    Load(next, loaded, in, slot);
+    Load(next.rows->in, loaded, from, slot);
     if constexpr (kNorm) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
     bool more = true;
     do {
@@ -150,27 +150,26 @@ class RopeKernel {
       const Steps steps = StepsOf(box);
       const Lines stored = LinesOf(box.rows->out, box.inner, box.outer);
       int32_t token = box.token - box.tile_token;
-      int64_t out = box.out;
+      GlobalTensor<uint8_t> to = out_[box.tensor][box.out];
       do {
         const int32_t here = slot;
         slot = slot + 1 == kRing ? 0 : slot + 1;
         more = walk.Next(next);
         if (more) {
-          in += next.in_step;
+          from = next.follows ? from[next.in_step] : in_[next.tensor][next.in];
           if (!next.follows) {
             if (next.starts_tile) LoadTables(next);
-            in = next.in;
             loaded = LinesOf(next.rows->in, next.inner, next.outer);
           }
-          Load(next, loaded, in, slot);
+          Load(next.rows->in, loaded, from, slot);
         }
         AscendC::WaitFlag<HardEvent::MTE2_V>(here);
         Rotate(steps, here * p_.ub.slot_bytes, token);
         AscendC::SetFlag<HardEvent::V_MTE3>(here);
         AscendC::WaitFlag<HardEvent::V_MTE3>(here);
-        Move<false>(box.rows->out, stored, out_[box.tensor], out, ring_, here * p_.ub.slot_bytes);
+        Move<false>(box.rows->out, stored, to, ring_, here * p_.ub.slot_bytes);
         AscendC::SetFlag<HardEvent::MTE3_MTE2>(here);
-        out += box.out_step;
+        to = to[box.out_step];
         token += box.token_step;
       } while (more && next.follows);
     } while (more);
@@ -209,23 +208,24 @@ class RopeKernel {
     AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
     for (int32_t i = 0; i < 2; ++i) {
       const RopeTable& table = p_.tables[i];
-      Move<true>(table.in, LinesOf(table.in, table.one_row ? 1 : box.tile_tokens, 1), table_in_[i],
-                 box.batch * table.in.batch + box.tile_token * table.in.token, raw_,
-                 i * p_.ub.raw_bytes);
+      const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
+      Move<true>(table.in, LinesOf(table.in, table.one_row ? 1 : box.tile_tokens, 1),
+                 table_in_[i][first], raw_, i * p_.ub.raw_bytes);
     }
     AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
   }
 
-  /// The rows of a box, at byte `in` of q or k.
-  ROPE_INLINE void Load(const RopeBox& box, const Lines& lines, int64_t in, int32_t slot) {
+  /// The rows of a box.
+  ROPE_INLINE void Load(const RopeMove& move, const Lines& lines, const GlobalTensor<uint8_t>& from,
+                        int32_t slot) {
     AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
-    Move<true>(box.rows->in, lines, in_[box.tensor], in, ring_, slot * p_.ub.slot_bytes);
+    Move<true>(move, lines, from, ring_, slot * p_.ub.slot_bytes);
     AscendC::SetFlag<HardEvent::MTE2_V>(slot);
   }
 
   template <bool kLoad>
   ROPE_INLINE void Move(const RopeMove& move, const Lines& lines, const GlobalTensor<uint8_t>& gm,
-                        int64_t gm_begin, const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
+                        const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
     const RopeColumns* columns = move.columns;
     int32_t groups = move.groups;
     for (;;) {
@@ -238,7 +238,7 @@ class RopeKernel {
       params.srcStride = kLoad ? gap : columns->ub_gap;
       params.dstStride = kLoad ? columns->ub_gap : gap;
       const AscendC::DataCopyPadExtParams<uint8_t> fill{columns->fill > 0, 0, columns->fill, 0};
-      int64_t from = gm_begin + columns->gm;
+      int64_t from = columns->gm;
       int32_t to = ub_begin + columns->ub, left = lines.count;
       for (;;) {
         if constexpr (kLoad) {
