@@ -150,8 +150,10 @@ ROPE_INLINE void SplitPairs(const PairPlaces& at, const PairRows& rows, int32_t 
   if (units > 0) PairsToLines<B>(at, rows, kUnit, units);
   if (rest > 0) PairsToLines<B>(last, rows, rest, 1);
   AscendC::PipeBarrier<PIPE_V>();
-  if (units > 0) LinesToPlanes<B>(at, units);
-  if (rest > 0) LinesToPlanes<B>(last, 1);
+  for (int32_t whole = 1; whole >= 0; --whole) {  // one code for both: it fits the cache then
+    const int32_t count = whole ? units : rest > 0;
+    if (count > 0) LinesToPlanes<B>(whole ? at : last, count);
+  }
   AscendC::PipeBarrier<PIPE_V>();
 }
 
