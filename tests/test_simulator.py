@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADERS = ROOT / "csrc" / "simulator" / "ascendc"
 KERNELS = ROOT / "tests" / "simulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++") or "g++"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", f"-I{HEADERS}"]
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", f"-I{HEADERS}"]
 ARCH = 2201
 USABLE_UB = 188160
 
