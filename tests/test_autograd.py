@@ -212,6 +212,16 @@ def test_vmap_writes_nothing_that_it_does_not_map() -> None:
     assert torch.equal(q, before)
 
 
+@pytest.mark.parametrize("layout", ["TND", "BSND", "SBND"])
+def test_vmap_over_nothing(layout: str) -> None:
+    sample = Sample(layout=layout, batch=2)
+    q, k, cos, sin = sample.tensors()
+    rows = q[None][:0], k[None][:0]
+    form = functools.partial(rope.apply, **sample.options)
+    got = torch.func.vmap(form, (0, 0, None, None))(*rows, cos, sin)
+    assert [t.shape for t in got] == [t.shape for t in rows]
+
+
 def test_vmap_leaves_tables_that_it_does_not_map_as_they_are() -> None:
     q, k, cos, sin = Sample(layout="BSND", batch=2).tensors()
     tables: list[tuple[int, torch.Size]] = []

@@ -404,6 +404,12 @@ def test_vmap_is_each_call_of_the_same_bits(mapped: str) -> None:
     for i in range(3):
         one = [t[0 if d is None else i] for t, d in zip(lists, in_dims, strict=True)]
         assert_same(tuple(out[i] for out in got), rope.norm_apply(*one, **calls[0].options))
+    if "w" in mapped:
+        empty = [
+            t if d is None else t.narrow(d, 0, 0) for t, d in zip(stacked, in_dims, strict=True)
+        ]
+        with pytest.raises(ValueError, match="vmap maps a weight over no slices"):
+            torch.func.vmap(lambda *t: rope.norm_apply(*t, **calls[0].options), in_dims)(*empty)
     if "q" in mapped:
         torch.func.vmap(lambda *t: (rope.norm_apply_(*t, **calls[0].options), t[0])[1], in_dims)(
             *stacked

@@ -55,11 +55,11 @@ class _MappedCall:
                 tensor = along.expand(self.count, batches, *along.shape[2:]).flatten(0, 1)
             yield tensor
 
-    def result(self, tensor: Tensor | None) -> Tensor | None:
+    def result(self, tensor: Tensor | None, batches: int) -> Tensor | None:
         """Back, with the mapped axis first."""
         if tensor is None or self.batch is None:
             return tensor
-        return tensor.unflatten(0, (self.count, -1)).movedim(1, self.batch + 1)
+        return tensor.unflatten(0, (self.count, batches)).movedim(1, self.batch + 1)
 
 
 def _mapped(
@@ -85,7 +85,7 @@ def _mapped(
         *call.tables((cos, sin), (cos_axis, sin_axis), batches),
         **{**options, "layout": call.layout},
     )
-    results = call.result(results[0]), call.result(results[1])
+    results = call.result(results[0], batches), call.result(results[1], batches)
     return results, (None if q is None else 0, None if k is None else 0)
 
 
@@ -117,6 +117,8 @@ def _one_by_one(
     tensors: tuple[Tensor | None, ...],
     options: dict[str, Any],
 ) -> tuple[tuple[Tensor | None, Tensor | None], tuple[Axis, Axis]]:
+    if info.batch_size == 0:
+        raise ValueError("vmap maps a weight over no slices, expected at least one")
     calls = [
         form(
             *(

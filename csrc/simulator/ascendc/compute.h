@@ -57,8 +57,8 @@ T* at(uint8_t* ub, const Operand& operand, uint32_t repeat, uint32_t lane) {
   return reinterpret_cast<T*>(ub + operand.address + block * kBlockBytes) + lane % per_block;
 }
 
-// Of a loop that g++ 12 left out of line here it lost the stores (seen with Cast from half, -O2,
-// and not with -fno-ipa-modref -fno-ipa-pure-const).
+// g++ 12 at -O2 takes some of these loops, out of line, for functions that write nothing, though
+// their code does (seen with Cast from half, and not with -fno-ipa-modref -fno-ipa-pure-const).
 #define NPU_ROPE_INLINED __attribute__((always_inline))
 
 /// Calls run(dst, src..., n) on stretches of lanes that lie densely in every operand.
