@@ -6,7 +6,8 @@ PYTHON ?= python3
 REPORT ?= npu_rope-report.txt
 TORCH  ?= torch==2.13.0
 
-VENV := .venv
+SHELL := bash
+VENV  := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/pip --disable-pip-version-check
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt setup.py
@@ -61,7 +62,8 @@ $(VENV)/packages: pyproject.toml Makefile
 
 $(VENV)/built: $(VENV)/packages $(NATIVE)
 	@echo "[3/3] building npu_rope"
-	@PATH=$(abspath $(BIN)):$$PATH $(PIP) install --verbose --no-build-isolation --no-deps --editable . \
-	  2>&1 | grep -E --line-buffered '^ *(\[[0-9]+/[0-9]+\]|npu_rope:|.*(error|warning|Error):)|Successfully' ; \
-	  $(BIN)/python -c 'import npu_rope'
+	@set -o pipefail; PATH=$(abspath $(BIN)):$$PATH \
+	  $(PIP) install --verbose --no-build-isolation --no-deps --editable . \
+	  2>&1 | grep -E --line-buffered '^ *(\[[0-9]+/[0-9]+\]|npu_rope:|.*(error|warning|Error):)|Successfully'
+	@$(BIN)/python -c 'import npu_rope'
 	@touch $@

@@ -35,6 +35,16 @@ def test_building_twice_does_nothing_the_second_time() -> None:
     assert "ninja: no work to do" in result.stdout
 
 
+def test_a_build_that_fails_is_no_success_of_the_one_before(tmp_path: Path) -> None:
+    """`make` in an environment that has the package, with a pip that fails."""
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / name).symlink_to(Path(sys.prefix) / name)
+    (tmp_path / "packages").touch()
+    made = ["make", f"{tmp_path}/built", f"VENV={tmp_path}", "PIP=false"]
+    assert subprocess.run(made, cwd=ROOT, capture_output=True).returncode == 2
+    assert not (tmp_path / "built").exists()
+
+
 def test_sdist_holds_the_sources_and_installs(tmp_path: Path) -> None:
     make = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     result = run(sys.executable, "-c", make, tmp_path)
