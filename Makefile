@@ -37,7 +37,7 @@ test-cann:
 # On a machine with an NPU: the same, and the operator on the device.
 test-npu:
 	$(PYTHON) -m pytest -p tests.report --report $(REPORT) tests/cann_build.py \
-	  tests/npu_operator.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
+	  tests/npu_operator.py tests/npu_norm.py tests/npu_streams.py tests/npu_faults.py $(ARGS)
 
 bench: $(VENV)/built
 	@$(PIP) install --quiet $$($(BIN)/python cmake/requirements.py bench)

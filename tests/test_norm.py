@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from norm_samples import Call, any_call, calls
 from samples import DTYPES, STYLES, Sample, any_sample, samples
 from test_errors import unchanged
 from test_operator import WRITABLE, _storage, assert_same
@@ -30,57 +30,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb as qwen3_rotary
 
 rope = torch.ops.npu_rope
-
-
-class Call:
-    """A sample's rotation with norms before it."""
-
-    def __init__(
-        self,
-        sample: Sample,
-        which: str = "qk",
-        weight_dtype: torch.dtype = torch.bfloat16,
-        eps: float = 1e-6,
-        weight_offset: float = 0.0,
-    ) -> None:
-        self.sample, self.which, self.eps, self.weight_offset = sample, which, eps, weight_offset
-        self.weight_dtype = torch.float64 if sample.dtype == torch.float64 else weight_dtype
-
-    def __repr__(self) -> str:
-        return f"Call({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"eps": self.eps, "weight_offset": self.weight_offset, **self.sample.options}
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        q, k, cos, sin = self.sample.tensors()
-        generator = torch.Generator().manual_seed(self.sample.seed + 1)
-        values = torch.randn(2, self.sample.head_dim, generator=generator, dtype=torch.float64)
-        weights = (
-            values[i].to(self.weight_dtype) if name in self.which else None
-            for i, name in enumerate("qk")
-        )
-        return (q, k, *weights, cos, sin)
-
-
-def calls() -> list[Call]:
-    """Each feature of the rotation once, with different norms."""
-    norms = [{}, {"which": "q", "weight_offset": 1.0}, {"which": "k", "weight_dtype": torch.float}]
-    return [Call(sample, **norms[i % 3]) for i, sample in enumerate(samples())]
-
-
-@st.composite
-def any_call(draw: st.DrawFn, rows: tuple[str, ...] | None = None) -> Call:
-    sample = draw(any_sample(rows=rows))
-    sample.round_each = draw(st.booleans())
-    return Call(
-        sample,
-        draw(st.sampled_from(["qk", "qk", "q", "k", ""])),
-        draw(st.sampled_from(DTYPES)),
-        draw(st.sampled_from([1e-6, 1e-5, 0.5])),
-        draw(st.sampled_from([0.0, 1.0, -0.25])),
-    )
 
 
 def assert_equal(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from norm_samples import Call, any_call, calls
 from npu_rope import _C, simulator
 from samples import DTYPES, STYLES, Sample
 from test_kernel import passes
-from test_norm import Call, any_call, calls
 from test_operator import WRITABLE, assert_same
 from torch import Tensor
 

@@ -28,9 +28,20 @@ def run(name: str, *options: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["npu_operator", "npu_norm", "npu_streams", "npu_faults"])
+FILES = ["npu_operator", "npu_norm", "npu_streams", "npu_faults"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_simulated(name: str) -> None:
     run(name)
+
+
+def test_make_runs_the_same_files_on_a_device() -> None:
+    command = ["make", "--dry-run", "test-npu"]
+    told = subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True)
+    assert {word for word in told.stdout.split() if word.startswith("tests/npu_")} == {
+        f"tests/{name}.py" for name in FILES
+    }
 
 
 def test_every_tensor_an_allocation_of_its_own() -> None:
