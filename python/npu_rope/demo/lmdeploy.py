@@ -6,6 +6,7 @@ beside a stand-in for torch_npu. tests/lmdeploy/packages.py brings what it needs
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -90,6 +91,9 @@ def main() -> int:
 
     from npu_rope import lmdeploy as drop_in
     from npu_rope.demo.measure import fastest
+    from npu_rope_autoload import logger
+
+    logger.setLevel(logging.WARNING)  # on and off below would stand in the table
 
     class Launches(TorchDispatchMode):
         """What would each be a kernel on an NPU: operators that neither view nor allocate."""
