@@ -87,11 +87,11 @@ def cases() -> list[Case]:
 
 
 def main() -> int:
+    from npu_rope_autoload import logger
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from npu_rope import lmdeploy as drop_in
     from npu_rope.demo.measure import fastest
-    from npu_rope_autoload import logger
 
     logger.setLevel(logging.WARNING)  # on and off below would stand in the table
 
