@@ -90,14 +90,14 @@ class RopeKernel {
 
   ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
                         GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight) {
-    in_[0].SetGlobalBuffer(q);
-    in_[1].SetGlobalBuffer(k);
-    out_[0].SetGlobalBuffer(q_out);
-    out_[1].SetGlobalBuffer(k_out);
-    table_in_[0].SetGlobalBuffer(cos);
-    table_in_[1].SetGlobalBuffer(sin);
-    if (p_.stream_in[0]) in_[0].SetL2CacheHint(AscendC::CacheMode::CACHE_MODE_DISABLE);
-    if (p_.stream_in[1]) in_[1].SetL2CacheHint(AscendC::CacheMode::CACHE_MODE_DISABLE);
+    q_.SetGlobalBuffer(q);
+    k_.SetGlobalBuffer(k);
+    q_out_.SetGlobalBuffer(q_out);
+    k_out_.SetGlobalBuffer(k_out);
+    cos_.SetGlobalBuffer(cos);
+    sin_.SetGlobalBuffer(sin);
+    if (p_.stream_in[0]) q_.SetL2CacheHint(AscendC::CacheMode::CACHE_MODE_DISABLE);
+    if (p_.stream_in[1]) k_.SetL2CacheHint(AscendC::CacheMode::CACHE_MODE_DISABLE);
 
     const RopeLayout& ub = p_.ub;
     pipe_.InitBuffer(buffer_, ub.bytes);
@@ -111,8 +111,9 @@ class RopeKernel {
     if constexpr (kNorm) norm_.Init(Part(ub.norm, ub.norm_bytes), q_weight, k_weight);
 
     if constexpr (kTransposes) {
-      pair_rows_[0].Make(p_.tensors[0].pair_rows, p_.tensors[0].pair_pitch);
-      pair_rows_[1].Make(p_.tensors[1].pair_rows, p_.tensors[1].pair_pitch);
+      for (int32_t i = 0; i < 2; ++i) {
+        pair_rows_[i].Make(p_.tensors[i].pair_rows, p_.tensors[i].pair_pitch);
+      }
     }
   }
 
@@ -139,7 +140,7 @@ class RopeKernel {
     if constexpr (kNorm) norm_.LoadWeights();
     LoadTables(next);
     int32_t slot = 0;
-    GlobalTensor<uint8_t> from = in_[next.tensor][next.in];
+    GlobalTensor<uint8_t> from = Choose(q_, k_, next.tensor)[next.in];
     Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
     Load(next.rows->in, loaded, from, slot);
     if constexpr (kNorm) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
@@ -147,16 +148,16 @@ class RopeKernel {
     do {
       const RopeBox box = next;
       if (box.starts_tile) PrepareTables(box.tile_tokens);
-      const Steps steps = StepsOf(box);
-      const Lines stored = LinesOf(box.rows->out, box.inner, box.outer);
+      Steps steps = StepsOf(box);
+      Lines stored = LinesOf(box.rows->out, box.inner, box.outer);
       int32_t token = box.token - box.tile_token;
-      GlobalTensor<uint8_t> to = out_[box.tensor][box.out];
+      GlobalTensor<uint8_t> to = Choose(q_out_, k_out_, box.tensor)[box.out];
       do {
         const int32_t here = slot;
         slot = slot + 1 == kRing ? 0 : slot + 1;
         more = walk.Next(next);
         if (more) {
-          from = next.follows ? from[next.in_step] : in_[next.tensor][next.in];
+          from = next.follows ? from[next.in_step] : Choose(q_, k_, next.tensor)[next.in];
           if (!next.follows) {
             if (next.starts_tile) LoadTables(next);
             loaded = LinesOf(next.rows->in, next.inner, next.outer);
@@ -206,13 +207,23 @@ class RopeKernel {
 
   ROPE_INLINE void LoadTables(const RopeBox& box) {
     AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
-    for (int32_t i = 0; i < 2; ++i) {
-      const RopeTable& table = p_.tables[i];
-      const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
-      Move<true>(table.in, LinesOf(table.in, table.one_row ? 1 : box.tile_tokens, 1),
-                 table_in_[i][first], raw_, i * p_.ub.raw_bytes);
-    }
+    LoadTable(p_.tables[0], box, cos_, 0);
+    LoadTable(p_.tables[1], box, sin_, p_.ub.raw_bytes);
     AscendC::SetFlag<HardEvent::MTE2_V>(kTables);
+  }
+
+  ROPE_INLINE void LoadTable(const RopeTable& table, const RopeBox& box,
+                             const GlobalTensor<uint8_t>& gm, int32_t begin) {
+    const int64_t first = box.batch * table.in.batch + box.tile_token * table.in.token;
+    Move<true>(table.in, LinesOf(table.in, table.one_row ? 1 : box.tile_tokens, 1), gm[first], raw_,
+               begin);
+  }
+
+  ROPE_INLINE GlobalTensor<uint8_t> Choose(const GlobalTensor<uint8_t>& a,
+                                           const GlobalTensor<uint8_t>& b, int32_t second) {
+    GlobalTensor<uint8_t> chosen = a;
+    if (second) chosen = b;
+    return chosen;
   }
 
   /// The rows of a box.
@@ -227,7 +238,9 @@ class RopeKernel {
   ROPE_INLINE void Move(const RopeMove& move, const Lines& lines, const GlobalTensor<uint8_t>& gm,
                         const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
     const RopeColumns* columns = move.columns;
-    int32_t groups = move.groups;
+    int32_t left = lines.count, group = move.groups;
+    int64_t from = columns->gm;
+    int32_t to = ub_begin + columns->ub;
     for (;;) {
       const int32_t bytes = columns->bytes * lines.rows;
       AscendC::DataCopyExtParams params;
@@ -237,23 +250,35 @@ class RopeKernel {
       const uint32_t gap = lines.blocks > 1 ? static_cast<uint32_t>(lines.pitch - bytes) : 0;
       params.srcStride = kLoad ? gap : columns->ub_gap;
       params.dstStride = kLoad ? columns->ub_gap : gap;
-      const AscendC::DataCopyPadExtParams<uint8_t> fill{columns->fill > 0, 0, columns->fill, 0};
-      int64_t from = columns->gm;
-      int32_t to = ub_begin + columns->ub, left = lines.count;
-      for (;;) {
-        if constexpr (kLoad) {
-          AscendC::DataCopyPad(ub[to], gm[from], params, fill);
-        } else {
-          AscendC::DataCopyPad(gm[from], ub[to], params);
-        }
-        if (--left == 0) break;
+      Transfer<kLoad>(gm[from], ub[to], params, columns->fill);
+      if (--left > 0) {
         from += move.outer;
         to += lines.blocks * columns->ub_pitch;
+        continue;
       }
-      if (--groups == 0) break;
+      if (--group == 0) break;
       ++columns;
+      left = lines.count;
+      from = columns->gm;
+      to = ub_begin + columns->ub;
     }
   }
+
+  template <bool kLoad>
+  ROPE_INLINE void Transfer(const GlobalTensor<uint8_t>& gm, const LocalTensor<uint8_t>& ub,
+                            const AscendC::DataCopyExtParams& params, uint8_t fill) {
+    if constexpr (kLoad) {
+      AscendC::DataCopyPad(ub, gm, params, {fill > 0, 0, fill, 0});
+    } else {
+      AscendC::DataCopyPad(gm, ub, params);
+    }
+  }
+
+  /// The first `width` columns of rows. mask: the lanes of the last repeat, where it is not full.
+  struct Columns {
+    int32_t width;
+    uint64_t mask;
+  };
 
   // ---- Tables -------------------------------------------------------------------------------
 
@@ -265,72 +290,94 @@ class RopeKernel {
     AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
   }
 
-  /// cos (0) and sin (1) as loaded -> C and S of the tile.
+  /// Rows of two halves, the second `second` bytes behind the first.
+  template <typename B>
+  struct Halves {
+    Rows<B> first;
+    int32_t second;
+  };
+
+  /// cos and sin as loaded -> C and S of the tile in fp32, S behind the last row of C.
   template <typename Table>
   ROPE_INLINE void PrepareTables(int32_t tokens) {
-    const int32_t half = p_.table_half_pitch * sizeof(Table) / kBlockBytes;  // blocks, as loaded
-    for (int32_t i = 0; i < 2; ++i) {
-      const bool one_row = p_.tables[i].one_row;
-      const int32_t begin = i * p_.ub.raw_bytes;
-      int32_t second = p_.half_tables ? 0 : half * kBlockBytes;
-      if (p_.split_tables) {
-        const int32_t count = one_row ? half : half * tokens;
-        second = SplitBlocks(count) * kBlockBytes;
+    const RopeTable &cos = p_.tables[0], &sin = p_.tables[1];
+    sin_rows_ = tokens * p_.float_blocks * kBlockBytes;
+    if (p_.split_tables) {
+      const int32_t half = p_.table_half_blocks;
+      const int32_t second = half * kBlockBytes;  // of rounded rows, where pairs no longer are
+      PairRows seamless;
+      seamless.MakeSeamless();
+      for (int32_t i = 0; i < 2; ++i) {
+        const RopeTable& table = i == 0 ? cos : sin;
+        const int32_t count = table.one_row ? half : half * tokens;
+        const int32_t plane = SplitBlocks(count) * kBlockBytes;
         const uint64_t planes = Address(sin_product_, 0);
-        PairRows seamless;
-        seamless.MakeSeamless();
-        SplitPairs<typename BitsOf<Table>::Type>(
-            {Address(raw_, begin), Address(cos_product_, 0), {planes, planes + second}}, seamless,
-            count);
-        WidenTable<Table>(i, {sin_product_, 0, one_row ? 0 : half}, second, tokens);
-      } else {
-        const int32_t blocks = p_.half_tables ? half : 2 * half;
-        WidenTable<Table>(i, {raw_, begin, one_row ? 0 : blocks}, second, tokens);
+        SplitPairs<typename BitsOf<Table>::Type>({Address(raw_, i * p_.ub.raw_bytes),
+                                                  Address(cos_product_, 0),
+                                                  {planes, planes + plane}},
+                                                 seamless, count);
+        PlaceTable<Table>(i * sin_rows_, table, {{sin_product_, 0, table.blocks}, plane},
+                          {{raw_, i * tokens * 2 * second, 2 * half}, second}, tokens);
+        AscendC::PipeBarrier<PIPE_V>();
       }
+      RoundTables<Table>({{raw_, 0, 2 * half}, second}, 2 * tokens);
+    } else {
+      const int32_t half = p_.table_second, blocks = p_.float_blocks / 2;
+      const int32_t second = blocks / 2 * kBlockBytes;
+      PlaceTable<Table>(0, cos, {{raw_, 0, cos.blocks}, half}, {{cos_product_, 0, blocks}, second},
+                        tokens);
+      PlaceTable<Table>(sin_rows_, sin, {{raw_, p_.ub.raw_bytes, sin.blocks}, half},
+                        {{cos_product_, sin_rows_ / 2, blocks}, second}, tokens);
+      AscendC::PipeBarrier<PIPE_V>();
+      RoundTables<Table>({{cos_product_, 0, blocks}, second}, 2 * tokens);
     }
   }
 
-  /// The first halves of a table's rows, and the second ones `second` bytes behind them: Table ->
-  /// (rounded to T ->) fp32.
+  /// A table's rows -> `to` of the tile's and on; fp32 ones that are rounded on the way as far as
+  /// `rounded`.
   template <typename Table>
-  ROPE_INLINE void WidenTable(int32_t which, const Rows<Table>& halves, int32_t second,
-                              int32_t rows) {
-    const bool swap = which == 1 && !p_.transpose;  // S = [sin2 | sin1]
-    const Rows<Table> from = halves.After(swap ? second : 0),
-                      from2 = halves.After(swap ? 0 : second);
-    const Rows<float> to{tables_, which * p_.ub.table_bytes, p_.float_blocks};
-    const Rows<float> to2 = to.After(p_.half_pitch * kFloatBytes);
-    const Columns half{p_.rotary_dim / 2, p_.table_mask};
-    if constexpr (!kFloat && !Same<T, Table>::value) {
+  ROPE_INLINE void PlaceTable(int32_t to, const RopeTable& table, const Halves<Table>& halves,
+                              const Halves<T>& rounded, int32_t rows) {
+    Rows<Table> from = halves.first.After(table.swap ? halves.second : 0);
+    Rows<Table> from2 = halves.first.After(table.swap ? 0 : halves.second);
+    if constexpr (!kFloat && Same<Table, float>::value) {
       if (p_.round_tables) {
-        const int32_t dense = (half.width + kBlock - 1) / kBlock;
-        const Rows<T> rounded{cos_product_, 0, dense};
-        const Rows<T> rounded2 = rounded.After(rows * dense * kBlockBytes);
-        if constexpr (Same<Table, float>::value) {
-          CastRows(rounded, from, half, rows, RoundMode::CAST_RINT);
-          CastRows(rounded2, from2, half, rows, RoundMode::CAST_RINT);
-        } else {
-          CastRows(to, from, half, rows, RoundMode::CAST_NONE);
-          CastRows(to2, from2, half, rows, RoundMode::CAST_NONE);
-          AscendC::PipeBarrier<PIPE_V>();
-          CastRows(rounded, to, half, rows, RoundMode::CAST_RINT);
-          CastRows(rounded2, to2, half, rows, RoundMode::CAST_RINT);
-        }
-        AscendC::PipeBarrier<PIPE_V>();
-        CastRows(to, rounded, half, rows, RoundMode::CAST_NONE);
-        CastRows(to2, rounded2, half, rows, RoundMode::CAST_NONE);
-        AscendC::PipeBarrier<PIPE_V>();
+        ConvertHalves(rounded, from, from2, rows);
         return;
       }
     }
-    if constexpr (Same<Table, float>::value) {
-      CopyRows(to, from, half, rows);
-      CopyRows(to2, from2, half, rows);
-    } else {
-      CastRows(to, from, half, rows, RoundMode::CAST_NONE);
-      CastRows(to2, from2, half, rows, RoundMode::CAST_NONE);
+    const Halves<float> wide{{tables_, to, p_.float_blocks}, p_.half_pitch * kFloatBytes};
+    ConvertHalves(wide, from, from2, rows);
+  }
+
+  /// Rows as PlaceTable left them -> rounded to T if they are to be.
+  template <typename Table>
+  ROPE_INLINE void RoundTables(const Halves<T>& rounded, int32_t rows) {
+    if constexpr (!kFloat && !Same<T, Table>::value) {
+      if (p_.round_tables == 0) return;
+      const Halves<float> wide{{tables_, 0, p_.float_blocks}, p_.half_pitch * kFloatBytes};
+      if constexpr (!Same<Table, float>::value) {
+        ConvertHalves(rounded, wide.first, wide.first.After(wide.second), rows);
+        AscendC::PipeBarrier<PIPE_V>();
+      }
+      ConvertHalves(wide, rounded.first, rounded.first.After(rounded.second), rows);
+      AscendC::PipeBarrier<PIPE_V>();
     }
-    AscendC::PipeBarrier<PIPE_V>();
+  }
+
+  template <typename To, typename From>
+  ROPE_INLINE void ConvertHalves(const Halves<To>& to, const Rows<From>& from,
+                                 const Rows<From>& from2, int32_t rows) {
+    const Columns half{p_.rotary_dim / 2, p_.table_mask};
+    if constexpr (Same<To, From>::value) {
+      CopyRows(to.first, from, half, rows);
+      CopyRows(to.first.After(to.second), from2, half, rows);
+    } else {
+      constexpr RoundMode kMode =
+          Same<To, float>::value ? RoundMode::CAST_NONE : RoundMode::CAST_RINT;
+      CastRows(to.first, from, half, rows, kMode);
+      CastRows(to.first.After(to.second), from2, half, rows, kMode);
+    }
   }
 
   // ---- Rotation -----------------------------------------------------------------------------
@@ -404,12 +451,12 @@ class RopeKernel {
     const Columns columns{p_.lanes, p_.half_mask};
     const Rows<T> x{ring_, at, steps.rows->row_blocks};
     const Rows<T> even{sin_product_, 0, plane};
-    const Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
+    Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
     // A norm works on whole rows, in the order in which they were loaded.
-    const Rows<T> row = kNorm ? x.After(-steps.rows->row_offset) : x;
+    const Rows<T> row{ring_, kNorm ? at - steps.rows->row_offset : at, x.blocks};
     const Rows<float> products{cos_product_, 0, p_.float_blocks};
     if constexpr (kFloat) {
-      const Rows<float> x2 = x.After(half * kFloatBytes);
+      Rows<float> x2 = x.After(half * kFloatBytes);
       if constexpr (kNorm) {
         if (steps.norm) norm_.MakeFactors(row, products, steps.shift, rows);
       }
@@ -426,17 +473,17 @@ class RopeKernel {
       Multiply(x, steps, token, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
         const Rows<float> first{ring_, at, plane};
-        const Rows<float> second = first.After(rows * half * kFloatBytes);
-        Combine(first, second, rows);
+        Rows<float> second = first.After(rows * half * kFloatBytes);
+        Combine(first, rows * half * kFloatBytes, rows);
         JoinPairs<Bits>({Address(x), Address(cos_product_), {Address(first), Address(second)}},
                         pairs, Address(sin_product_), rows * plane);
       } else {
-        Combine(x, x2, rows);
+        Combine(x, half * kFloatBytes, rows);
       }
     } else {
       const Rows<float> wide{work_, 0, p_.float_blocks};
-      const Rows<float> y = kNorm ? wide.After(p_.norm.offset * kFloatBytes) : wide;
-      const Rows<float> y2 = y.After(half * kFloatBytes);
+      const Rows<float> y{work_, kNorm ? p_.norm.offset * kFloatBytes : 0, p_.float_blocks};
+      Rows<float> y2 = y.After(half * kFloatBytes);
       if constexpr (kNorm) {
         if constexpr (!kSplit) {
           CastChunks(p_.norm.row, wide, row, steps.shift, rows, RoundMode::CAST_NONE);
@@ -468,12 +515,12 @@ class RopeKernel {
       }
       Multiply(y, steps, token, lines);
       if (p_.round_each) RoundProducts(y, kNorm ? 0 : steps.shift, rows);
-      Combine(y, y2, rows);
+      Combine(y, half * kFloatBytes, rows);
       if constexpr (kJoin && kBFloat16) {
         NarrowPairs(x, steps.shift, rows);
       } else if constexpr (kJoin) {
         const Rows<T> first{cos_product_, 0, plane};
-        const Rows<T> second = first.After(rows * plane * kBlockBytes);
+        Rows<T> second = first.After(rows * plane * kBlockBytes);
         CastRows(first, y, columns, rows, RoundMode::CAST_RINT);
         CastRows(second, y2, columns, rows, RoundMode::CAST_RINT);
         AscendC::PipeBarrier<PIPE_V>();
@@ -496,7 +543,7 @@ class RopeKernel {
     const int32_t loops = steps.across ? steps.line : lines;
     const Rows<float> p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
     const Rows<float> c{tables_, token * p_.float_blocks * kBlockBytes, 0};
-    const Rows<float> s = c.After(p_.ub.table_bytes);
+    Rows<float> s = c.After(sin_rows_);
     int32_t i = 0;
     do {
       if (i == p_.row.full) AscendC::SetVectorMask<float>(0, p_.row.mask);
@@ -531,7 +578,7 @@ class RopeKernel {
     const int32_t blocks = p_.float_blocks, pitch = kNorm ? blocks : blocks / 2;
     const Rows<float> p{cos_product_, 0, blocks}, q{sin_product_, 0, blocks};
     const Rows<T> rounded_p{x.part, x.begin, pitch};
-    const Rows<T> rounded_q =
+    Rows<T> rounded_q =
         rounded_p.After(kNorm ? p_.half_pitch * kFloatBytes : rows * pitch * kBlockBytes);
     CastWholeRows(rounded_p, p, shift, rows, RoundMode::CAST_RINT);
     CastWholeRows(rounded_q, q, shift, rows, RoundMode::CAST_RINT);
@@ -541,15 +588,16 @@ class RopeKernel {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  /// y1 = P1 - Q2, y2 = P2 + Q1; transposed: y2 = P2 - Q1, y1 = P1 + Q2.
-  ROPE_INLINE void Combine(const Rows<float>& y1, const Rows<float>& y2, int32_t rows) {
+  /// y1 = P1 - Q2, y2 = P2 + Q1; transposed: y2 = P2 - Q1, y1 = P1 + Q2. y: y1, and y2 `second`
+  /// bytes behind it.
+  ROPE_INLINE void Combine(const Rows<float>& y, int32_t second, int32_t rows) {
     const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
-    const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(y1.blocks), blocks, blocks);
+    const BinaryRepeatParams params(1, 1, 1, static_cast<uint8_t>(y.blocks), blocks, blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
     const bool swap = p_.transpose;
     const int32_t half = p_.half_pitch * kFloatBytes;
     const int32_t a = swap ? half : 0, b = swap ? 0 : half;
-    const Rows<float> difference = swap ? y2 : y1, sum = swap ? y1 : y2;
+    Rows<float> difference = y.After(swap ? second : 0), sum = y.After(swap ? 0 : second);
     const Rows<float> p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
     const int32_t width = p_.lanes;
     for (int32_t i = 0;; i += kRepeatFloats) {
@@ -566,12 +614,6 @@ class RopeKernel {
   }
 
   // ---- Rows ---------------------------------------------------------------------------------
-
-  /// The first `width` columns of rows. mask: the lanes of the last repeat, where it is not full.
-  struct Columns {
-    int32_t width;
-    uint64_t mask;
-  };
 
   template <typename D, typename S>
   ROPE_INLINE void CastRows(const Rows<D>& to, const Rows<S>& from, const Columns& columns,
@@ -691,7 +733,7 @@ class RopeKernel {
 
   const RopeParams& p_;
   AscendC::TPipe& pipe_;
-  GlobalTensor<uint8_t> in_[2], out_[2], table_in_[2];
+  GlobalTensor<uint8_t> q_, k_, cos_, sin_, q_out_, k_out_;
 
   AscendC::TBuf<AscendC::TPosition::VECIN> buffer_;  // all of it, cut as RopeLayout says
   LocalTensor<uint8_t> work_;         // rows in fp32: x, then y; also the scratch of transposes
@@ -701,6 +743,7 @@ class RopeKernel {
   LocalTensor<uint8_t> cos_product_;  // P; also planes, and the scratch of table work
   LocalTensor<uint8_t> sin_product_;  // Q; the same
   LocalTensor<uint8_t> ring_;
+  int32_t sin_rows_;       // bytes from C to S
   PairRows pair_rows_[2];  // of q and k, where they are transposed
   typename NormOf<kNorm>::Type norm_;
 };

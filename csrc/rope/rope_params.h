@@ -85,6 +85,8 @@ struct RopeTensor {
 struct RopeTable {
   RopeMove in;
   int32_t one_row;  // a row serves all tokens
+  int32_t blocks;   // 32-byte blocks from row to row, as loaded or taken apart; 0 for one_row
+  int32_t swap;     // its second half comes first in the tile: S = [sin2 | sin1]
 };
 
 /// The unified buffer: bytes from its beginning. What is rotated of a row is
@@ -142,24 +144,25 @@ struct RopeParams {
   RopeNormParams norm;
 
   int32_t rotary_dim;
-  int32_t half_pitch;        // elements from the first half of a row to the second
-  int32_t table_half_pitch;  // the same in the tables as loaded
-  int32_t float_blocks;      // 32-byte blocks from row to row in the work buffers: 512-byte steps
-  int32_t lanes;             // columns of a half that are worked on: with padding where transposes
-                             // read it or both halves are one run
-  RopeChunks row;            // both halves of a row, as one run or half by half
-  uint64_t half_mask;        // lanes of the last repeat of a half
-  uint64_t pair_mask[2];     // the same for 16-bit elements of pairs: low, high
-  uint64_t table_mask;       // the same for a half without padding
-  int32_t table_dtype;       // kTableFloat16, ...
-  int32_t round_tables;      // round the tables to q's dtype first
-  int32_t half_tables;       // table rows hold rotary_dim / 2 entries
-  int32_t split_tables;      // table rows are (2i, 2i + 1) pairs
-  int32_t split_in;          // rows come as (2i, 2i + 1) pairs, else as two halves
-  int32_t join_out;          // rows leave as (2i, 2i + 1) pairs, else as two halves
-  int32_t transpose;         // the transposed rotation
-  int32_t round_each;        // round the products to q's dtype
-  int32_t stream_in[2];      // q, k: read once and more than L2 holds, so not kept there
+  int32_t half_pitch;         // elements from the first half of a row to the second
+  int32_t table_half_blocks;  // 32-byte blocks of a half in the tables as loaded
+  int32_t table_second;       // bytes from there to the second half: 0 where one serves as both
+  int32_t float_blocks;       // 32-byte blocks from row to row in the work buffers: 512-byte steps
+  int32_t lanes;              // columns of a half that are worked on: with padding where transposes
+                              // read it or both halves are one run
+  RopeChunks row;             // both halves of a row, as one run or half by half
+  uint64_t half_mask;         // lanes of the last repeat of a half
+  uint64_t pair_mask[2];      // the same for 16-bit elements of pairs: low, high
+  uint64_t table_mask;        // the same for a half without padding
+  int32_t table_dtype;        // kTableFloat16, ...
+  int32_t round_tables;       // round the tables to q's dtype first
+  int32_t half_tables;        // table rows hold rotary_dim / 2 entries
+  int32_t split_tables;       // table rows are (2i, 2i + 1) pairs
+  int32_t split_in;           // rows come as (2i, 2i + 1) pairs, else as two halves
+  int32_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
+  int32_t transpose;          // the transposed rotation
+  int32_t round_each;         // round the products to q's dtype
+  int32_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
 
   // How the work is cut. Cores form a grid: token_parts × head_parts. Parts are even, the first
   // `more` of them are one longer.

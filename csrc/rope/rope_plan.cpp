@@ -261,10 +261,12 @@ RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool
   return move;
 }
 
-RopeTable table_of(const RopeGeometry& g, const RopeParams& p, const TableStrides& strides) {
+/// cos, or sin.
+RopeTable table_of(const RopeGeometry& g, const RopeParams& p, const TableStrides& strides,
+                   bool sin) {
   const int64_t size = size_of(g.table_dtype);
   const int64_t half = g.rotary_dim / 2 * size;
-  const int64_t half_pitch = p.table_half_pitch * size;
+  const int64_t half_pitch = p.table_half_blocks * kBlockBytes;
   RopeTable table = {};
   table.one_row = strides.token == 0 || g.tokens == 1;
   RopeMove& move = table.in;
@@ -281,6 +283,9 @@ RopeTable table_of(const RopeGeometry& g, const RopeParams& p, const TableStride
                table.one_row || move.token == 2 * half);
   }
   finish(move, g.tokens, 1);
+  table.swap = sin && !p.transpose;
+  const bool whole_rows = !g.half_tables && !p.split_tables;
+  table.blocks = table.one_row ? 0 : p.table_half_blocks * (whole_rows ? 2 : 1);
   return table;
 }
 
@@ -417,7 +422,7 @@ int64_t core_tokens(const RopeGeometry& g, const RopeParams& p) {
 Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64_t most,
         int64_t tile) {
   Cut c = {};
-  int64_t tokens = std::min({core_tokens(g, p), tile, most, int64_t{kMaxRepeats}});
+  int64_t tokens = std::min({core_tokens(g, p), tile, most, int64_t{kMaxRepeats / 2}});
   const int64_t width = g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
   for (const TableStrides& table : {g.cos, g.sin}) {
     const int64_t stride = table.token * size_of(g.table_dtype);
@@ -467,7 +472,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
              int64_t held) {
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_blocks * kBlockBytes;
-  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype);
+  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
   const bool split_weights = norms(g) && p.split_in;
   const int64_t spare = transposes(g, p) || p.split_tables || split_weights ? kUnitBytes : 0;
   const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
@@ -535,9 +540,8 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
 /// for the first.
 void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[2], RopeParams& p) {
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
-  const int64_t token_bytes =
-      2 * (p.float_blocks * kBlockBytes +
-           (g.half_tables ? 1 : 2) * p.table_half_pitch * size_of(g.table_dtype));
+  const int64_t token_bytes = 2 * (p.float_blocks * kBlockBytes +
+                                   (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes);
   const int64_t core_rows = core_tokens(g, p) * (p.part_heads + (p.more_heads > 0));
   const bool few = core_rows * held < kFewTransfers * kTransfer;
   // Steps that join pairs have half as many instructions again, so their rows count for more.
@@ -664,7 +668,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   const int64_t block = kBlockBytes / size_of(g.dtype);
   const bool dense = half % 8 == 0 && !transposes(g, p);
   p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, block));
-  p.table_half_pitch = static_cast<int32_t>(AlignUp(half, kBlockBytes / size_of(g.table_dtype)));
+  p.table_half_blocks = static_cast<int32_t>(CeilDiv(half * size_of(g.table_dtype), kBlockBytes));
+  p.table_second = p.half_tables ? 0 : p.table_half_blocks * kBlockBytes;
   p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
   choose_repeats(half, !transposes(g, p), p);
   if (norms(g)) {  // which works on whole rows
@@ -694,8 +699,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
     p.tensors[i].out = move_of(g, p, rows[i], false);
     p.stream_in[i] = !rows[i].in_place && moved_bytes(g) > chip.l2_bytes;
   }
-  p.tables[0] = table_of(g, p, g.cos);
-  p.tables[1] = table_of(g, p, g.sin);
+  p.tables[0] = table_of(g, p, g.cos, false);
+  p.tables[1] = table_of(g, p, g.sin, true);
   plan.cores = p.token_parts * p.head_parts;
   plan.ub_bytes = p.ub.bytes;
   return plan;
