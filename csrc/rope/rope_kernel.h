@@ -107,7 +107,7 @@ class RopeKernel {
     raw_ = Part(ub.raw, 2 * ub.raw_bytes);
     cos_product_ = Part(ub.cos_product, ub.product_bytes);
     sin_product_ = Part(ub.sin_product, ub.product_bytes);
-    ring_ = Part(ub.ring, kRing * ub.slot_bytes);
+    ring_ = Part(ub.ring, ub.ring_bytes);
     if constexpr (kNorm) norm_.Init(Part(ub.norm, ub.norm_bytes), q_weight, k_weight);
 
     if constexpr (kTransposes) {
@@ -142,6 +142,7 @@ class RopeKernel {
     int32_t slot = 0;
     GlobalTensor<uint8_t> from = Choose(q_, k_, next.tensor)[next.in];
     Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
+    if (next.k_heads > 0) MoveJoined<true>(next, p_.tensors[1].in, k_);
     Load(next.rows->in, loaded, from, slot);
     if constexpr (kNorm) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
     bool more = true;
@@ -169,6 +170,7 @@ class RopeKernel {
         AscendC::SetFlag<HardEvent::V_MTE3>(here);
         AscendC::WaitFlag<HardEvent::V_MTE3>(here);
         Move<false>(box.rows->out, stored, to, ring_, here * p_.ub.slot_bytes);
+        if (box.k_heads > 0) MoveJoined<false>(box, p_.tensors[1].out, k_out_);
         AscendC::SetFlag<HardEvent::MTE3_MTE2>(here);
         to = to[box.out_step];
         token += box.token_step;
@@ -232,6 +234,15 @@ class RopeKernel {
     AscendC::WaitFlag<HardEvent::MTE3_MTE2>(slot);
     Move<true>(move, lines, from, ring_, slot * p_.ub.slot_bytes);
     AscendC::SetFlag<HardEvent::MTE2_V>(slot);
+  }
+
+  /// The rows of k in a joined box, of which a core has one.
+  template <bool kLoad>
+  ROPE_INLINE void MoveJoined(const RopeBox& box, const RopeMove& move,
+                              const GlobalTensor<uint8_t>& gm) {
+    const int64_t first = box.batch * move.batch + box.token * move.token;
+    Move<kLoad>(move, LinesOf(move, box.k_heads, 1), gm[first], ring_,
+                box.heads * box.rows->row_blocks * kBlockBytes);
   }
 
   template <bool kLoad>
@@ -399,7 +410,7 @@ class RopeKernel {
 
   ROPE_INLINE Steps StepsOf(const RopeBox& box) {
     const RopeTensor& t = *box.rows;
-    const int32_t line = t.parts ? 1 : box.inner;
+    const int32_t line = t.parts ? 1 : box.inner + box.k_heads;
     const int32_t lines = t.parts ? box.inner : box.outer;
     const int32_t step = Min(t.step_lines, lines);
     const int32_t blocks = p_.float_blocks;  // of the products and the tables

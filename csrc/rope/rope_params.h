@@ -98,9 +98,10 @@ struct RopeLayout {
   int32_t raw;     // cos and then sin as loaded
   int32_t cos_product;  // x·C
   int32_t sin_product;  // x·S
-  int32_t ring;         // kRing buffers, each loaded, rotated in place and stored
+  int32_t ring;         // kRing buffers (1 for a joined box), each loaded, rotated, stored
   int32_t norm;         // what RopeNormParams cuts
   int32_t work_bytes, table_bytes, raw_bytes, product_bytes, slot_bytes;  // of one of them
+  int32_t ring_bytes;                                                     // of all
   int32_t norm_bytes;
   int32_t bytes;  // in all
 };
@@ -168,6 +169,7 @@ struct RopeParams {
   // `more` of them are one longer.
   int32_t token_parts, head_parts;
   int32_t part_tokens, more_tokens, part_heads, more_heads;
+  int32_t joined;       // each core has one token, all of whose rows are one box: q's, then k's
   int32_t tokens;       // of one batch
   int32_t tile_tokens;  // tokens whose tables are in the unified buffer at once
   int32_t box_rows;     // most rows of one load: (tokens of the tile) × heads
@@ -181,6 +183,7 @@ struct RopeBox {
   int64_t in, out;       // bytes from the first element of q or k, and of its output
   int32_t inner, outer;  // rows of a line, lines
   int32_t batch, token, tokens, head, heads;
+  int32_t k_heads;     // of q's box: heads of k, from 0 on, whose rows are joined to it
   int32_t tile_token;  // first token of the tile, whose tables serve this box
   int32_t tile_tokens;
   int32_t starts_tile;  // 1 for the first box of a tile
@@ -236,7 +239,7 @@ class RopeWalk {
       head_ += box.heads;
     }
     while (head_ >= head_end_) {
-      if (tensor_ == 0) {
+      if (tensor_ == 0 && !p_.joined) {
         StartTensor(1);
       } else {
         left_ -= tile_tokens_;
@@ -276,6 +279,7 @@ class RopeWalk {
     box.tokens = Min(t.box_tokens, tile_tokens_ - token_);
     box.head = head_;
     box.heads = Min(t.box_heads, head_end_ - head_);
+    box.k_heads = p_.joined && tensor_ == 0 ? heads_end_[1] : 0;
     box.inner = t.head_major ? box.tokens : box.heads;
     box.outer = t.head_major ? box.heads : box.tokens;
     box.in = box.batch * t.in.batch + box.token * t.in.token + box.head * t.in.head;

@@ -148,6 +148,11 @@ struct Rows {
   bool reach_inner, reach_outer;  // from row to row, and from line to line, in one transfer
 };
 
+/// Tokens of the core that has most, of one batch.
+int64_t core_tokens(const RopeGeometry& g, const RopeParams& p) {
+  return std::min<int64_t>(p.part_tokens + (p.more_tokens > 0), g.tokens);
+}
+
 Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   Rows r = {};
   r.in = k ? g.k : g.q;
@@ -166,7 +171,7 @@ Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   r.held = (AlignUp(before, block) + rotated + AlignUp(after, block)) * size;
 
   // The axis whose rows lie closer comes innermost.
-  r.head_major = g.tokens > 1 && (r.heads == 1 || r.in.token < r.in.head);
+  r.head_major = g.tokens > 1 && core_tokens(g, p) > 1 && (r.heads == 1 || r.in.token < r.in.head);
   const auto reaches = [&](int64_t count, int64_t in, int64_t out) {
     return count == 1 || (reachable(in * size, r.run) && reachable(out * size, r.run));
   };
@@ -415,10 +420,6 @@ int64_t core_heads(const RopeParams& p, const Rows& rows) {
   return std::min<int64_t>(rows.heads, p.part_heads + (p.more_heads > 0));
 }
 
-int64_t core_tokens(const RopeGeometry& g, const RopeParams& p) {
-  return std::min<int64_t>(p.part_tokens + (p.more_tokens > 0), g.tokens);
-}
-
 Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64_t most,
         int64_t tile) {
   Cut c = {};
@@ -461,6 +462,24 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
   return c;
 }
 
+/// Whether a core's rows of q and of k can be one box: of one token, and lying alike.
+bool can_join(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2]) {
+  return core_tokens(g, p) == 1 && g.q_heads > 0 && g.k_heads > 0 && !norms(g) &&
+         rows[0].whole == rows[1].whole && !rows[0].passes && !rows[1].passes &&
+         rows[0].reach_inner && rows[1].reach_inner;
+}
+
+Cut joined_cut(const RopeParams& p, const Rows (&rows)[2]) {
+  Cut c = {};
+  c.tile_tokens = 1;
+  for (int i = 0; i < 2; ++i) {
+    c.box_tokens[i] = 1;
+    c.box_heads[i] = core_heads(p, rows[i]);
+  }
+  c.box_rows = p.part_heads + (p.more_heads > 0);
+  return c;
+}
+
 /// What a cut lays out in the unified buffer, with as many rows a step as are left room for: 0
 /// where it does not fit.
 struct Room {
@@ -479,12 +498,13 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   const int64_t table = c.tile_tokens * float_row;
   const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
   const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
+  const int64_t ring = (p.joined ? 1 : kRing) * slot;
   // Of a norm: each row of a step has its sums, of which Brcb writes 8 blocks at once.
   const int64_t norm = norms(g) ? AlignUp(p.norm.sums + 7 * kBlockBytes, kBankRow) : 0;
   const int64_t sum_row = p.norm.sum_blocks * kBlockBytes;
-  const int64_t near_fixed = work_spare + 2 * table + 2 * raw + (norms(g) ? 2 : 1) * kBankRow +
-                             norm + (fp32 ? kRing * slot : 0);
-  const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : kRing * slot);
+  const int64_t near_fixed =
+      work_spare + 2 * table + 2 * raw + (norms(g) ? 2 : 1) * kBankRow + norm + (fp32 ? ring : 0);
+  const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : ring);
   const int64_t near_row = (fp32 ? 0 : float_row) + sum_row;
   const int64_t far_row = 2 * float_row;
 
@@ -511,6 +531,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.raw_bytes = static_cast<int32_t>(raw);
   ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(slot);
+  ub.ring_bytes = static_cast<int32_t>(ring);
   ub.norm_bytes = static_cast<int32_t>(AlignUp(norm + step * sum_row, kBankRow));
   int64_t at = 0;
   const auto place = [&at](int64_t bytes) {
@@ -518,7 +539,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
     at += bytes;
     return static_cast<int32_t>(begin);
   };
-  if (fp32) ub.ring = place(kRing * slot);
+  if (fp32) ub.ring = place(ring);
   ub.work = place(ub.work_bytes);
   ub.upper = place(kBankRow / 2);
   ub.tables = place(2 * table);
@@ -529,7 +550,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.cos_product = place(ub.product_bytes);
   place(sin_shift);
   ub.sin_product = place(ub.product_bytes);
-  if (!fp32) ub.ring = place(kRing * slot);
+  if (!fp32) ub.ring = place(ring);
   ub.bytes = static_cast<int32_t>(at);
   return room;
 }
@@ -547,10 +568,15 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   // Steps that join pairs have half as many instructions again, so their rows count for more.
   const int64_t least = few ? kTransfer / 4 : p.join_out ? kTransfer * 3 / 4 : kTransfer;
 
-  Cut chosen = {};
+  Cut chosen = joined_cut(p, rows);
+  p.joined = can_join(g, p, rows) && chosen.box_rows * held <= 2 * kTransfer;
   Room room = {};
-  int64_t best = 0;  // rows of a step when boxes are cut evenly
-  for (int64_t slot = 2 * kTransfer; slot >= held; slot -= kKiB) {
+  if (p.joined) {
+    room = lay_out(g, chip, p, chosen, held);
+    p.joined = room.step_rows == chosen.box_rows;
+  }
+  int64_t best = p.joined ? room.step_rows : 0;  // rows of a step when boxes are cut evenly
+  for (int64_t slot = 2 * kTransfer; slot >= held && !p.joined; slot -= kKiB) {
     const int64_t most = std::min<int64_t>(slot / held, kMaxTransferBlocks / 2);
     // A tile of few heads has more tokens, so that its rows are worth a box and a step.
     const int64_t heads = p.part_heads + (p.more_heads > 0);
@@ -678,6 +704,7 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
     p.norm = norm_of(g, p);
   }
 
+  choose_grid(g, chip.cores, p);
   const Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
   for (int i = 0; i < 2; ++i) {
     RopeTensor& t = p.tensors[i];
@@ -692,7 +719,6 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
     t.pair_pitch = static_cast<int32_t>(between ? pitch : 2 * kUnit * kBlockBytes);
   }
 
-  choose_grid(g, chip.cores, p);
   choose_buffers(g, chip, rows, p);
   for (int i = 0; i < 2; ++i) {
     p.tensors[i].in = move_of(g, p, rows[i], true);
@@ -724,6 +750,13 @@ std::vector<RopeBox> boxes_of(const RopePlan& plan, int32_t core) {
       box.follows = 1;
     }
     boxes.push_back(box);
+    if (box.k_heads > 0) {
+      box.tensor = 1;
+      box.head = 0;
+      box.heads = box.k_heads;
+      box.starts_tile = 0;
+      boxes.push_back(box);
+    }
   } while (walk.Next(next));
   return boxes;
 }
