@@ -197,6 +197,7 @@ def debug(build: Build) -> Path:
 
 
 TOKENS, Q_HEADS, K_HEADS, HEAD_DIM = 5, 3, 2, 64
+UPRIGHT = 400, 6, 2, 64  # so many tokens that a core has 16
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -205,12 +206,14 @@ def test_cpu_debug_gives_the_references_bits(
 ) -> None:
     *norm, short, order = entry.split("_")[1:]
     dtype = DTYPES[short]
+    sizes = UPRIGHT if order == "upright" else (TOKENS, Q_HEADS, K_HEADS, HEAD_DIM)
+    tokens, q_heads, k_heads, head_dim = sizes
     torch.manual_seed(0)
-    q = torch.randn(TOKENS, Q_HEADS, HEAD_DIM).to(dtype)
-    k = torch.randn(TOKENS, K_HEADS, HEAD_DIM).to(dtype)
-    angles = torch.outer(torch.arange(float(TOKENS)), torch.rand(HEAD_DIM // 2)).repeat(1, 2)
+    q = torch.randn(tokens, q_heads, head_dim).to(dtype)
+    k = torch.randn(tokens, k_heads, head_dim).to(dtype)
+    angles = torch.outer(torch.arange(float(tokens)), torch.rand(head_dim // 2)).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
-    weights = torch.randn(2, HEAD_DIM)
+    weights = torch.randn(2, head_dim)
     options = {"interleaved": order != "half", "deinterleave": order.endswith("interleave")}
     if norm:
         expected = reference.norm_apply(q, k, *weights, cos, sin, eps=1e-6, **options)
@@ -221,11 +224,12 @@ def test_cpu_debug_gives_the_references_bits(
     files = [tmp_path / name for name in ("q", "k", "cos", "sin", "q_weight", "k_weight")]
     for file, tensor in zip(files, (q, k, cos, sin, *weights), strict=True):
         file.write_bytes(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    sizes = [str(size) for size in (TOKENS, Q_HEADS, K_HEADS, HEAD_DIM)]
     folders = ("lib64", "tools/tikicpulib/lib", "tools/tikicpulib/lib/Ascend910B1")
     paths = [f"{build.cann}/{folder}" for folder in (*folders, "tools/simulator/Ascend910B1/lib")]
     paths.append(os.environ.get("LD_LIBRARY_PATH", ""))
-    done = run(debug, tmp_path, entry, *sizes, LD_LIBRARY_PATH=":".join(filter(None, paths)))
+    done = run(
+        debug, tmp_path, entry, *map(str, sizes), LD_LIBRARY_PATH=":".join(filter(None, paths))
+    )
     assert done.returncode == 0, done.stdout
     for name, tensor in zip(("q_out", "k_out"), expected, strict=True):
         bits = tensor.contiguous().view(torch.uint8).numpy().tobytes()

@@ -40,6 +40,7 @@
 #include "rope_pairs.h"
 #include "rope_params.h"
 #include "rope_rows.h"
+#include "rope_upright.h"
 
 namespace npu_rope {
 
@@ -71,14 +72,25 @@ struct NormOf<true> {
   using Type = NormStep;
 };
 
+template <typename T, bool kUpright>
+struct UprightOf {
+  struct Type {
+    ROPE_INLINE explicit Type(const RopeParams&) {}
+  };
+};
+template <typename T>
+struct UprightOf<T, true> {
+  using Type = UprightStep<T>;
+};
+
 /// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs. kNorm: rows of q, of k or
-/// of both are normalised before they are rotated.
-template <typename T, bool kSplit, bool kJoin, bool kNorm>
+/// of both are normalised before they are rotated. kUpright: pairs are rotated by rope_upright.h.
+template <typename T, bool kSplit, bool kJoin, bool kNorm, bool kUpright>
 class RopeKernel {
   using Bits = typename BitsOf<T>::Type;
   static constexpr bool kFloat = Same<T, float>::value;
   static constexpr bool kBFloat16 = Same<T, bfloat16_t>::value;
-  static constexpr bool kTransposes = !kBFloat16 && (kSplit || kJoin);
+  static constexpr bool kTransposes = !kUpright && !kBFloat16 && (kSplit || kJoin);
   static constexpr int32_t kBlock = kBlockBytes / sizeof(T);  // elements
   static constexpr int32_t kFloatBytes = sizeof(float);
   static constexpr int32_t kFloatBlock = kBlockBytes / kFloatBytes;
@@ -86,7 +98,7 @@ class RopeKernel {
 
  public:
   ROPE_INLINE RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
-      : p_(params), pipe_(pipe), norm_(params) {}
+      : p_(params), pipe_(pipe), norm_(params), upright_(params) {}
 
   ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
                         GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight) {
@@ -110,6 +122,10 @@ class RopeKernel {
     ring_ = Part(ub.ring, ub.ring_bytes);
     if constexpr (kNorm) norm_.Init(Part(ub.norm, ub.norm_bytes), q_weight, k_weight);
 
+    if constexpr (kUpright) {
+      upright_.Init(work_, Part(ub.upright_tables, 2 * ub.upright_bytes), cos_product_,
+                    sin_product_, ring_);
+    }
     if constexpr (kTransposes) {
       for (int32_t i = 0; i < 2; ++i) {
         pair_rows_[i].Make(p_.tensors[i].pair_rows, p_.tensors[i].pair_pitch);
@@ -124,11 +140,13 @@ class RopeKernel {
                          2 * p_.ub.table_bytes / kFloatBytes);
       AscendC::PipeBarrier<PIPE_V>();
     }
-    if constexpr (kBFloat16 && kSplit) {
+    if constexpr (kBFloat16 && kSplit && !kUpright) {
       AscendC::Duplicate(upper_.template ReinterpretCast<uint32_t>(), 0xFFFF0000u,
                          int32_t{kFloatBlock});
       AscendC::PipeBarrier<PIPE_V>();
     }
+
+    if constexpr (kUpright) upright_.Start();
 
     // While a box is rotated and stored the next one is loaded. What boxes of one shape have in
     // common is made once, before the first of them.
@@ -166,7 +184,11 @@ class RopeKernel {
           Load(next.rows->in, loaded, from, slot);
         }
         AscendC::WaitFlag<HardEvent::MTE2_V>(here);
-        Rotate(steps, here * p_.ub.slot_bytes, token);
+        if constexpr (kUpright) {
+          upright_.Rotate(*box.rows, here * p_.ub.slot_bytes, box.inner, token);
+        } else {
+          Rotate(steps, here * p_.ub.slot_bytes, token);
+        }
         AscendC::SetFlag<HardEvent::V_MTE3>(here);
         AscendC::WaitFlag<HardEvent::V_MTE3>(here);
         Move<false>(box.rows->out, stored, to, ring_, here * p_.ub.slot_bytes);
@@ -342,6 +364,7 @@ class RopeKernel {
       AscendC::PipeBarrier<PIPE_V>();
       RoundTables<Table>({{cos_product_, 0, blocks}, second}, 2 * tokens);
     }
+    if constexpr (kUpright) upright_.StandTables(tables_, tokens);
   }
 
   /// A table's rows -> `to` of the tile's and on; fp32 ones that are rounded on the way as far as
@@ -757,15 +780,16 @@ class RopeKernel {
   int32_t sin_rows_;       // bytes from C to S
   PairRows pair_rows_[2];  // of q and k, where they are transposed
   typename NormOf<kNorm>::Type norm_;
+  typename UprightOf<T, kUpright>::Type upright_;
 };
 
 /// What an entry (rope_entry.cpp.in) does.
-template <typename T, bool kSplit, bool kJoin, bool kNorm>
+template <typename T, bool kSplit, bool kJoin, bool kNorm, bool kUpright>
 __aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
                            GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight,
                            const RopeParams& params) {
   AscendC::TPipe pipe;
-  RopeKernel<T, kSplit, kJoin, kNorm> kernel(params, pipe);
+  RopeKernel<T, kSplit, kJoin, kNorm, kUpright> kernel(params, pipe);
   kernel.Init(q, k, cos, sin, q_out, k_out, q_weight, k_weight);
   kernel.Process();
 }

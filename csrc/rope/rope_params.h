@@ -29,6 +29,10 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
+// RopeParams::upright: what a line of a box is. 0: rows are rotated as they lie.
+constexpr int32_t kUprightTokens = 1;  // a token's heads
+constexpr int32_t kUprightHeads = 2;   // a head's tokens
+
 constexpr int32_t kRing = 3;  // boxes in flight: one being loaded, one rotated, one stored
 
 __aicore__ inline constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -96,13 +100,14 @@ struct RopeLayout {
   int32_t upper;   // a block of 0xFFFF0000, by which pairs of bf16 are taken apart
   int32_t tables;  // C and then S in fp32
   int32_t raw;     // cos and then sin as loaded
-  int32_t cos_product;  // x·C
-  int32_t sin_product;  // x·S
-  int32_t ring;         // kRing buffers (1 for a joined box), each loaded, rotated, stored
-  int32_t norm;         // what RopeNormParams cuts
+  int32_t cos_product;     // x·C
+  int32_t sin_product;     // x·S
+  int32_t ring;            // kRing buffers (1 for a joined box), each loaded, rotated, stored
+  int32_t norm;            // what RopeNormParams cuts
+  int32_t upright_tables;  // C and then S, upright
   int32_t work_bytes, table_bytes, raw_bytes, product_bytes, slot_bytes;  // of one of them
   int32_t ring_bytes;                                                     // of all
-  int32_t norm_bytes;
+  int32_t norm_bytes, upright_bytes;
   int32_t bytes;  // in all
 };
 
@@ -163,6 +168,7 @@ struct RopeParams {
   int32_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
   int32_t transpose;          // the transposed rotation
   int32_t round_each;         // round the products to q's dtype
+  int32_t upright;            // how pairs are rotated: kUprightTokens, kUprightHeads or 0
   int32_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
 
   // How the work is cut. Cores form a grid: token_parts × head_parts. Parts are even, the first

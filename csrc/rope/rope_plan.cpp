@@ -626,6 +626,123 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   }
 }
 
+// ---- Upright rows -------------------------------------------------------------------------------
+
+/// What a line of a box is where rows can be rotated upright, else 0. q and k agree on it, and
+/// their lines have no gaps: a line is one block of a transfer.
+int32_t lines_of(const RopeGeometry& g, const RopeParams& p, Rows (&rows)[2]) {
+  if (g.style != Style::kInterleaved || norms(g) || p.half_pitch % 16 != 0 ||
+      p.half_pitch != g.rotary_dim / 2) {
+    return 0;
+  }
+  int32_t lines = 0;
+  for (Rows& r : rows) {
+    if (r.heads <= 1) continue;
+    const int32_t own = r.head_major ? kUprightHeads : kUprightTokens;
+    if (lines != 0 && lines != own) return 0;
+    lines = own;
+  }
+  if (lines == 0) lines = kUprightTokens;
+  for (Rows& r : rows) {
+    if (r.heads == 0) continue;
+    r.head_major = lines == kUprightHeads;
+    const auto dense = [&](const RowStrides& strides) {
+      const int64_t inner = r.head_major ? strides.token : strides.head;
+      const int64_t outer = r.head_major ? strides.head : strides.token;
+      return inner == g.rotary_dim && reachable(outer, inner);
+    };
+    if (r.whole || r.passes || !dense(r.in) || !dense(r.out)) return 0;
+  }
+  return lines;
+}
+
+/// Upright rows of `run` rows a line and tables of `tile` tokens in the unified buffer: 0 bytes
+/// where they do not fit. Rows and tables in its first third, products in the next.
+RopeLayout lay_out_upright(const RopeGeometry& g, const Chip& chip, const RopeParams& p,
+                           int64_t run, int64_t tile) {
+  const int64_t wide = kUnit * run * g.rotary_dim * 4;
+  const int64_t table = tile * p.float_blocks * kBlockBytes;
+  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
+  const int64_t stood = p.upright == kUprightHeads ? tile : 1;  // rows of 16 columns abreast
+  const int64_t line = run * g.rotary_dim * size_of(g.dtype) + kBlockBytes;
+  RopeLayout ub = {};
+  ub.work_bytes = static_cast<int32_t>(AlignUp(std::max(wide, 2 * table), kBankRow));
+  ub.table_bytes = static_cast<int32_t>(table);
+  ub.upright_bytes = static_cast<int32_t>(stood * g.rotary_dim * kUnit * 4);
+  ub.raw_bytes = static_cast<int32_t>(AlignUp(tile * raw_row, 256));
+  ub.product_bytes =
+      static_cast<int32_t>(AlignUp(std::max(wide, table + 2 * kUnitBytes), kBankRow));
+  ub.slot_bytes = static_cast<int32_t>(AlignUp(kUnit * line, kBankRow));
+  ub.ring_bytes = kRing * ub.slot_bytes;
+  int64_t at = 0;
+  const auto place = [&at](int64_t bytes) {
+    const int64_t begin = at;
+    at += bytes;
+    return static_cast<int32_t>(begin);
+  };
+  ub.work = place(ub.work_bytes);
+  ub.tables = ub.work;  // as rows, before they stand
+  place(kBankRow / 2);
+  ub.upright_tables = place(2 * ub.upright_bytes);
+  ub.raw = place(2 * ub.raw_bytes);
+  at = std::max(AlignUp(at, kBankRow), kThird);
+  ub.cos_product = place(ub.product_bytes);
+  place(kBankRow / 2);
+  ub.sin_product = place(ub.product_bytes);
+  place(kBankRow / 2);
+  ub.ring = place(ub.ring_bytes);
+  ub.bytes = at <= chip.ub_usable ? static_cast<int32_t>(at) : 0;
+  return ub;
+}
+
+/// Whether rows stand upright, and then all that choose_buffers chooses. They do where at least
+/// half of the 16 lines of a box are there.
+bool choose_upright(const RopeGeometry& g, const Chip& chip, Rows (&rows)[2], RopeParams& p) {
+  Rows stood[2] = {rows[0], rows[1]};
+  const int32_t upright = lines_of(g, p, stood);
+  if (upright == 0) return false;
+  const bool heads_abreast = upright == kUprightHeads;
+  const int64_t tokens = core_tokens(g, p);
+  int64_t there = 0, taken = 0, longest = 0;
+  for (const Rows& r : stood) {
+    const int64_t heads = core_heads(p, r);
+    const int64_t lines = heads_abreast ? heads : tokens, line = heads_abreast ? tokens : heads;
+    there += lines * line;
+    taken += AlignUp(lines, kUnit) * line;
+    longest = std::max(longest, line);
+  }
+  // Pairs of bf16 need no transposes as rows lie: they stand where their halves would not fill
+  // repeats, and where that saves more than shorter boxes cost.
+  const bool bf16 = g.dtype == DType::kBFloat16;
+  const int64_t least_run = bf16 ? 4 : 1;
+  if (there * 2 < taken || (bf16 && there * 4 < taken * 3)) return false;
+  if (bf16 && p.half_pitch % kRepeatFloats == 0) return false;
+
+  RopeParams u = p;
+  u.upright = upright;
+  u.float_blocks = static_cast<int32_t>(g.rotary_dim * 4 / kBlockBytes + (heads_abreast ? 0 : 2));
+  for (int64_t run = std::min(longest, 4 * kMaxRepeats / g.rotary_dim); run >= least_run; --run) {
+    const int64_t tile = std::min(tokens, heads_abreast ? run : int64_t{kUnit});
+    u.ub = lay_out_upright(g, chip, u, run, tile);
+    if (u.ub.bytes == 0) continue;
+    u.tile_tokens = static_cast<int32_t>(heads_abreast ? EvenPiece(tokens, run) : tile);
+    u.box_rows = static_cast<int32_t>(kUnit * run);
+    u.step_rows = u.box_rows;
+    for (int i = 0; i < 2; ++i) {
+      const int64_t heads = core_heads(p, stood[i]);
+      if (heads == 0) continue;
+      RopeTensor& t = u.tensors[i];
+      t.head_major = stood[i].head_major;
+      t.box_tokens = u.tile_tokens;
+      t.box_heads = static_cast<int32_t>(heads_abreast ? kUnit : EvenPiece(heads, run));
+      rows[i] = stood[i];
+    }
+    p = u;
+    return true;
+  }
+  return false;
+}
+
 // ---- The norm -----------------------------------------------------------------------------------
 
 /// p: of which split_in, half_pitch, float_blocks and row are set.
@@ -705,7 +822,7 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   }
 
   choose_grid(g, chip.cores, p);
-  const Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
+  Rows rows[2] = {rows_of(g, p, false), rows_of(g, p, true)};
   for (int i = 0; i < 2; ++i) {
     RopeTensor& t = p.tensors[i];
     const Rows& r = rows[i];
@@ -719,10 +836,11 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
     t.pair_pitch = static_cast<int32_t>(between ? pitch : 2 * kUnit * kBlockBytes);
   }
 
-  choose_buffers(g, chip, rows, p);
+  if (!choose_upright(g, chip, rows, p)) choose_buffers(g, chip, rows, p);
   for (int i = 0; i < 2; ++i) {
     p.tensors[i].in = move_of(g, p, rows[i], true);
     p.tensors[i].out = move_of(g, p, rows[i], false);
+    if (p.upright) p.tensors[i].in.columns[0].ub_gap = p.tensors[i].out.columns[0].ub_gap = 1;
     p.stream_in[i] = !rows[i].in_place && moved_bytes(g) > chip.l2_bytes;
   }
   p.tables[0] = table_of(g, p, g.cos, false);

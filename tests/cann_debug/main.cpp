@@ -26,11 +26,11 @@ namespace {
 struct Entry {
   const char* name;
   DType dtype;
-  bool split_in, join_out, norm;
+  bool split_in, join_out, norm, upright;
   Kernel* kernel;
 };
-#define ENTRY(name, dtype, type, split_in, join_out, norm) \
-  {#name, DType::dtype, split_in, join_out, norm, name},
+#define ENTRY(name, dtype, type, split_in, join_out, norm, upright) \
+  {#name, DType::dtype, split_in, join_out, norm, upright, name},
 constexpr Entry kEntries[] = {ROPE_ENTRIES(ENTRY)};
 
 // Read by run() in the processes that ICPU_RUN_KF forks: a struct needs no way through its
@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
   g.cos = g.sin = {0, g.head_dim};
   g.norm = {entry->norm, entry->norm, DType::kFloat32, 1e-6, 0.0};
   const RopePlan plan = plan_rope(g, find_chip("Ascend910B1"));
+  if (entry->upright != (plan.params.upright != 0)) return 3;
   kernel = entry->kernel;
   params = plan.params;
 
