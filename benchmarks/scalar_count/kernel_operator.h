@@ -55,7 +55,7 @@ extern int64_t block_index;
 
 namespace AscendC {
 
-enum class HardEvent { MTE2_V, V_MTE2, V_MTE3, MTE3_MTE2 };
+enum class HardEvent { MTE2_V, V_MTE2, MTE3_V, V_MTE3, MTE3_MTE2 };
 enum class RoundMode { CAST_NONE, CAST_RINT };
 enum class TPosition : uint8_t { VECIN = 9, VECOUT, VECCALC };
 enum class CacheMode { CACHE_MODE_DISABLE = 0, CACHE_MODE_NORMAL = 1 };
@@ -143,6 +143,7 @@ inline void SetMask(uint64_t lanes) {
 // ---- Vector instructions ------------------------------------------------------------------------
 
 struct BinaryRepeatParams {
+  BinaryRepeatParams() = default;
   constexpr BinaryRepeatParams(uint8_t dst_block, uint8_t src0_block, uint8_t src1_block,
                                uint8_t dst_repeat, uint8_t src0_repeat, uint8_t src1_repeat)
       : dstBlkStride(dst_block),

@@ -1,223 +1,307 @@
-// On the chip: RMSNorm of rows in fp32, a step of rope_kernel.h before the rotation.
+// The fused rotary embedding with RMSNorm of q's rows, of k's or of both before it.
 //
-//   s = the sum of x*x, added pairwise,  f = 1 / sqrt(s * (1 / head_dim) + eps),  n = x * f * w
+// What makes a row's factor of its squares (norm_step.h) is a chain of small instructions that wait
+// for each other, some 30 cycles each, whatever the rows. So boxes go two at a time: while the rows
+// of one are multiplied, rotated and stored, the chain of the next one runs between.
 //
-// The order of the sum is that of the instructions: BlockReduceSum adds the 8 floats of a block in
-// a binary tree, PairReduceSum neighbours. A row's squares become a sum for each of its blocks, of
-// which it has a power of two (what it lacks is 0), and these one sum by further rounds over all
-// rows side by side. The order is that in which rows were loaded; where pairs are two halves by the
-// time they are multiplied, so are the weights.
+//   this box                               the box before
+//   x in fp32, whose slot is free then     1 / root
+//   squares                                spread over blocks
+//   a sum for each block                   times factors
+//   of 8 of them one                       times weights
+//   of the rest one                        P = x*C, Q = x*S
+//   mean                                   y = P -+ Q
+//   plus eps                               rounded, and stored
+//   root
 //
-// Repeats for a row of 128: squares 2, sums 2 and 1/4, n 4; the rest takes 1/8 for the factors'
-// blocks and 1/64 for each step to them. 16-bit pairs are widened once more, as loaded: 2.
+// A box is loaded into one slot of the ring, which is free for the next one as soon as it is
+// widened, and stored from the other. Rows in fp32 take turns in two work buffers. A box is one
+// round of vector instructions.
+//
+// Banks: rows in fp32 lie in the first 64 KB, what is made of them beyond.
 #pragma once
 
 #include "kernel_operator.h"
-#include "rope_pairs.h"
+#include "norm_step.h"
+#include "rope_kernel.h"
 #include "rope_params.h"
-#include "rope_rows.h"
 
 namespace npu_rope {
 
-class NormStep {
-  static constexpr int32_t kFloatBlock = kBlockBytes / sizeof(float);
-  static constexpr int32_t kRepeatBlocks = 8;
-  static constexpr int32_t kWeights = kRing + 1;  // the weights' event
+template <typename T, bool kSplit, bool kJoin>
+class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
+  using Rope = RopeKernel<T, kSplit, kJoin, false>;
+  using Rope::kBlock, Rope::kFloat, Rope::kFloatBytes, Rope::kTables;
+  using Rope::p_, Rope::q_, Rope::k_, Rope::q_out_, Rope::k_out_, Rope::work_, Rope::ring_,
+      Rope::cos_product_, Rope::sin_product_, Rope::pair_rows_;
+  using typename Rope::Columns;
+  using typename Rope::Lines;
+  using typename Rope::Steps;
+  static constexpr int32_t kIn = 0, kOut = 1;  // slots of the ring, and their events
 
  public:
-  ROPE_INLINE explicit NormStep(const RopeParams& params) : p_(params), norm_(params.norm) {}
+  ROPE_INLINE NormKernel(const RopeParams& params, AscendC::TPipe& pipe)
+      : Rope(params, pipe), norm_(params) {}
 
-  ROPE_INLINE void Init(const AscendC::LocalTensor<uint8_t>& part, GM_ADDR q_weight,
-                        GM_ADDR k_weight) {
-    part_ = part;
-    weight_in_[0].SetGlobalBuffer(q_weight);
-    weight_in_[1].SetGlobalBuffer(k_weight);
+  ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
+                        GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight) {
+    Rope::Init(q, k, cos, sin, q_out, k_out);
+    norm_.Init(this->Part(p_.ub.norm, p_.ub.norm_bytes), q_weight, k_weight);
   }
 
-  ROPE_INLINE void LoadWeights() {
-    AscendC::DataCopyExtParams params;
-    params.blockCount = 1;
-    params.blockLen = norm_.weight.bytes;
-    params.srcStride = 0;
-    params.dstStride = 0;
-    params.rsv = 0;
-    const AscendC::DataCopyPadExtParams<uint8_t> fill{norm_.weight.fill > 0, 0, norm_.weight.fill,
-                                                      0};
-    for (int32_t i = 0; i < 2; ++i) {
-      if (norm_.tensors[i] == 0) continue;
-      AscendC::DataCopyPad(part_[norm_.raw_weights + i * norm_.raw_weight_bytes], weight_in_[i],
-                           params, fill);
-    }
-    AscendC::SetFlag<AscendC::HardEvent::MTE2_V>(kWeights);
-  }
+  ROPE_INLINE void Process() {
+    this->PrepareBuffers();
+    AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
+    AscendC::SetFlag<HardEvent::V_MTE2>(kIn);
+    AscendC::SetFlag<HardEvent::MTE3_V>(kOut);
+    RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
+    RopeBox next;
+    walk.First(next);
+    norm_.LoadWeights();
+    GlobalTensor<uint8_t> from = this->Choose(q_, k_, next.tensor)[next.in];
+    Lines loaded = this->LinesOf(next.rows->in, next.inner, next.outer);
+    LoadRows(next.rows->in, loaded, from);
+    norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
 
-  /// Weights as loaded -> weight_offset + weight in fp32, in the order in which rows are
-  /// multiplied. lines and planes are scratch of SplitPairs.
-  template <bool kSplit>
-  ROPE_INLINE void PrepareWeights(const AscendC::LocalTensor<uint8_t>& lines,
-                                  const AscendC::LocalTensor<uint8_t>& planes) {
-    const float zero = 0.0f, one = 1.0f;
-    // Brcb reads eight factors at once, of which some may be no row's.
-    AscendC::Duplicate(Rows<float>{lines, 0, 0}[0], zero,
-                       (p_.step_rows + kRepeatBlocks - 1) & -kRepeatBlocks);
-    AscendC::Duplicate(Part(norm_.ones)[0], one, int32_t{kFloatBlock});
-    if constexpr (kSplit) {  // padding lanes are multiplied too: make them 0
-      AscendC::Duplicate(Part(norm_.weights)[0], zero,
-                         2 * norm_.weight_bytes / static_cast<int32_t>(sizeof(float)));
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::WaitFlag<AscendC::HardEvent::MTE2_V>(kWeights);
-    for (int32_t i = 0; i < 2; ++i) {
-      if (norm_.tensors[i] == 0) continue;
-      if (norm_.weight_dtype == kTableFloat16) PrepareWeight<kSplit, half>(i, lines, planes);
-      if (norm_.weight_dtype == kTableBFloat16) PrepareWeight<kSplit, bfloat16_t>(i, lines, planes);
-      if (norm_.weight_dtype == kTableFloat32) PrepareWeight<kSplit, float>(i, lines, planes);
-    }
-  }
-
-  /// The factors f of `rows` rows x as loaded, each in all of a block of `sums`. products: scratch
-  /// of as many rows. shift: as in RopeKernel's Steps.
-  ROPE_INLINE void MakeFactors(const Rows<float>& x, const Rows<float>& products, int32_t shift,
-                               int32_t rows) {
-    if (norm_.full == 0) shift = 0;
-    const int32_t repeats = rows << shift, blocks = products.blocks >> shift;
-    const uint8_t pitch = static_cast<uint8_t>(x.blocks >> shift);
-    const AscendC::BinaryRepeatParams square(1, 1, 1, static_cast<uint8_t>(blocks), pitch, pitch);
-    const Rows<float> sums = Part(norm_.sums);
-    const int32_t width = norm_.columns >> shift;
-    if (norm_.gaps) {
-      const float zero = 0.0f;
-      AscendC::Duplicate(sums[0], zero, rows * norm_.sum_blocks * kFloatBlock);
-    }
-    int32_t i = 0;
+    Shape shapes[2];  // of this box and of the one before
+    Box box, last;
+    box.shape = last.shape = &shapes[1];
+    box.work = last.work = 0;
+    bool begins = true, ends = false, tile = false;
     do {
-      if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, norm_.mask);
-      AscendC::Mul<float, false>(products[i], x[i], x[i], AscendC::MASK_PLACEHOLDER,
-                                 static_cast<uint8_t>(repeats), square);
-      i += kRepeatFloats;
-    } while (i < width);
-    if (i > width) AscendC::ResetMask();
-    AscendC::PipeBarrier<PIPE_V>();
-    i = 0;
-    do {
-      if (width - i < kRepeatFloats) AscendC::SetVectorMask<float>(0, norm_.mask);
-      AscendC::BlockReduceSum<float, false>(sums[i / kFloatBlock], products[i], repeats,
-                                            AscendC::MASK_PLACEHOLDER, norm_.sum_blocks >> shift, 1,
-                                            blocks);
-      i += kRepeatFloats;
-    } while (i < width);
-    AscendC::PipeBarrier<PIPE_V>();
-
-    // All rows side by side: `left` sums of each become one.
-    AscendC::SetMaskCount();
-    int32_t left = norm_.sum_blocks * kFloatBlock;
-    bool back = false;  // to `sums`, from `products`
-    do {
-      const AscendC::LocalTensor<float> to = back ? sums[0] : products[0];
-      const AscendC::LocalTensor<float> from = back ? products[0] : sums[0];
-      AscendC::SetVectorMask<float, AscendC::MaskMode::COUNTER>(0, rows * left);
-      if (left >= kFloatBlock) {
-        AscendC::BlockReduceSum<float, false>(to, from, 1, AscendC::MASK_PLACEHOLDER, 1, 1,
-                                              kRepeatBlocks);
-        left /= kFloatBlock;
-      } else {
-        AscendC::PairReduceSum<float, false>(to, from, 1, AscendC::MASK_PLACEHOLDER, 1, 1,
-                                             kRepeatBlocks);
-        left /= 2;
+      if (tile) this->PrepareTables(last.shape->tile_tokens);
+      tile = false;
+      if (begins) {
+        if (next.follows) {
+          box.to = box.to[next.out_step];
+          box.token += next.token_step;
+        } else {
+          Shape& shape = shapes[box.shape == &shapes[0]];
+          ShapeOf(next, shape);
+          box.shape = &shape;
+          box.to = this->Choose(q_out_, k_out_, next.tensor)[next.out];
+          box.token = next.token - next.tile_token;
+          tile = next.starts_tile;
+          if (tile) this->LoadTables(next);
+        }
+        box.work = p_.ub.work_bytes / 2 - last.work;
       }
-      AscendC::PipeBarrier<PIPE_V>();
-      back = !back;
-    } while (left > 1);
-    AscendC::SetVectorMask<float, AscendC::MaskMode::COUNTER>(0, rows);
-    const AscendC::UnaryRepeatParams dense(1, 1, kRepeatBlocks, kRepeatBlocks);
-    const float share = norm_.share, eps = norm_.eps;
-    const Rows<float>& factors = products;  // one after another
-    AscendC::Muls<float, false>(factors[0], back ? products[0] : sums[0], share,
-                                AscendC::MASK_PLACEHOLDER, 1, dense);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Adds<float, false>(factors[0], factors[0], eps, AscendC::MASK_PLACEHOLDER, 1, dense);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Sqrt<float, false>(factors[0], factors[0], AscendC::MASK_PLACEHOLDER, 1, dense);
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::Div<float, false>(
-        factors[0], Part(norm_.ones)[0], factors[0], AscendC::MASK_PLACEHOLDER, 1,
-        AscendC::BinaryRepeatParams(1, 0, 1, kRepeatBlocks, 0, kRepeatBlocks));
-    AscendC::PipeBarrier<PIPE_V>();
-    AscendC::SetMaskNorm();
-    AscendC::ResetMask();
-    AscendC::Brcb(sums[0], factors[0],
-                  static_cast<uint8_t>((rows + kRepeatBlocks - 1) / kRepeatBlocks),
-                  AscendC::BrcbRepeatParams(1, kRepeatBlocks));
-    AscendC::PipeBarrier<PIPE_V>();
-  }
+      Begin(box, begins, last, ends);
+      const bool more = begins && walk.Next(next);
+      if (more) {
+        from = next.follows ? from[next.in_step] : this->Choose(q_, k_, next.tensor)[next.in];
+        if (!next.follows) loaded = this->LinesOf(next.rows->in, next.inner, next.outer);
+        LoadRows(next.rows->in, loaded, from);
+      }
+      End(box, begins, last, ends);
+      last = box;
+      ends = begins;
+      begins = more;
+    } while (ends);
 
-  /// x = x * f * w, with the factors made last. tensor: whose weight.
-  ROPE_INLINE void Multiply(const Rows<float>& x, const Rows<float>& products, int32_t tensor,
-                            int32_t rows) {
-    const uint8_t blocks = static_cast<uint8_t>(products.blocks);
-    const uint8_t pitch = static_cast<uint8_t>(x.blocks);
-    const Rows<float> weight = Part(norm_.weights + tensor * norm_.weight_bytes);
-    Multiply<false>(products, x, Part(norm_.sums),
-                    AscendC::BinaryRepeatParams(1, 1, 0, blocks, pitch, 1), rows);
-    Multiply<true>(x, products, weight, AscendC::BinaryRepeatParams(1, 1, 1, pitch, blocks, 0),
-                   rows);
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kTables);
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kIn);
+    AscendC::WaitFlag<HardEvent::MTE3_V>(kOut);
   }
 
  private:
-  ROPE_INLINE Rows<float> Part(int32_t begin) const { return {part_, begin, 0}; }
+  /// What boxes of one shape have in common.
+  struct Shape {
+    Steps steps;
+    bool norm;  // of these rows
+    int32_t rows, tile_tokens;
+    Lines stored;
+  };
 
-  template <bool kSplit, typename W>
-  ROPE_INLINE void PrepareWeight(int32_t tensor, const AscendC::LocalTensor<uint8_t>& lines,
-                                 const AscendC::LocalTensor<uint8_t>& planes) {
-    const Rows<W> raw{part_, norm_.raw_weights + tensor * norm_.raw_weight_bytes, 0};
-    const Rows<float> weight = Part(norm_.weights + tensor * norm_.weight_bytes);
+  /// A box from its rows in the ring to those in the output.
+  struct Box {
+    const Shape* shape;
+    int32_t token;  // of its first row, in the tile
+    int32_t work;   // bytes to its rows in the work buffer
+    GlobalTensor<uint8_t> to;
+  };
+
+  ROPE_INLINE void ShapeOf(const RopeBox& box, Shape& shape) {
+    const bool dense =
+        box.rows->row_blocks * kBlock == (kSplit ? 2 * p_.half_pitch : p_.norm.columns);
+    shape.steps =
+        this->StepsOf(box, p_.float_blocks, kSplit ? p_.row.shift : p_.norm.row.shift, dense);
+    shape.norm = p_.norm.tensors[box.tensor] != 0;
+    shape.rows = box.inner * box.outer;
+    shape.tile_tokens = box.tile_tokens;
+    shape.stored = this->LinesOf(box.rows->out, box.inner, box.outer);
+  }
+
+  ROPE_INLINE void LoadRows(const RopeMove& move, const Lines& lines,
+                            const GlobalTensor<uint8_t>& from) {
+    AscendC::WaitFlag<HardEvent::V_MTE2>(kIn);
+    this->template Move<true>(move, lines, from, ring_, 0);
+    AscendC::SetFlag<HardEvent::MTE2_V>(kIn);
+  }
+
+  ROPE_INLINE Rows<float> WorkOf(const Box& box) const {
+    return {work_, box.work, p_.float_blocks};
+  }
+  ROPE_INLINE Rows<T> SlotOf(const Box& box, int32_t slot) const {
+    return {ring_, slot * p_.ub.slot_bytes, box.shape->steps.rows->row_blocks};
+  }
+
+  /// Where `begins`, the rows of `box` in fp32 and their squares' sums; beside that, where `ends`,
+  /// what the factors of `last` lack.
+  ROPE_INLINE void Begin(const Box& box, bool begins, const Box& last, bool ends) {
+    const Rows<float> x = WorkOf(box), squares{sin_product_, 0, p_.float_blocks};
+    const Rows<T> loaded = SlotOf(box, kIn);
+    const int32_t rows = box.shape->rows, shift = box.shape->steps.shift;
+    const bool sums = begins && box.shape->norm, scales = ends && last.shape->norm;
+    // Pairs are summed in the order in which they were loaded, and then taken apart.
+    const Rows<float> wide = kSplit ? Rows<float>{cos_product_, 0, p_.float_blocks} : x;
+
+    if (scales) norm_.Invert(last.shape->rows);
+    if (begins) {
+      AscendC::WaitFlag<HardEvent::MTE2_V>(kIn);
+      if constexpr (!kSplit) {
+        Widen(x, loaded, shift, rows);
+      } else if constexpr (!kFloat) {
+        if (sums) Widen(wide, loaded, 0, rows);
+      }
+    }
+    AscendC::PipeBarrier<PIPE_V>();
+    if constexpr (!kSplit) {
+      if (begins) AscendC::SetFlag<HardEvent::V_MTE2>(kIn);
+    }
+
+    if (scales) norm_.Spread(last.shape->rows);
+    if constexpr (kSplit && kFloat) {
+      if (sums) norm_.Square(squares, loaded, 0, rows);
+    } else {
+      if (sums) norm_.Square(squares, wide, kSplit ? 0 : shift, rows);
+    }
+    AscendC::PipeBarrier<PIPE_V>();
+
+    if (sums) norm_.AddColumns(squares, kSplit ? 0 : shift, rows);
     if constexpr (kSplit) {
-      const int32_t count = norm_.weight_half_blocks, half = norm_.columns / 2;
-      const Rows<W> even{planes, 0, 0}, odd = even.After(SplitBlocks(count) * kBlockBytes);
-      PairRows seamless;
-      seamless.MakeSeamless();
-      SplitPairs<typename BitsOf<W>::Type>(
-          {Address(raw), Address(lines), {Address(even), Address(odd)}}, seamless, count);
-      Widen(weight, even, half);
-      Widen(weight.After(p_.half_pitch * static_cast<int32_t>(sizeof(float))), odd, half);
-    } else {
-      Widen(weight, raw, norm_.columns);
-    }
-    AscendC::PipeBarrier<PIPE_V>();
-  }
-
-  template <typename W>
-  ROPE_INLINE void Widen(const Rows<float>& to, const Rows<W>& from, int32_t count) {
-    const float offset = norm_.weight_offset;
-    if constexpr (sizeof(W) == sizeof(float)) {
-      AscendC::Adds(to[0], from[0], offset, count);
-    } else {
-      AscendC::Cast(to[0], from[0], AscendC::RoundMode::CAST_NONE, static_cast<uint32_t>(count));
       AscendC::PipeBarrier<PIPE_V>();
-      AscendC::Adds(to[0], to[0], offset, count);
+      if (begins) {
+        this->Split(x, loaded, pair_rows_[box.shape->steps.tensor],
+                    kFloat ? Address(cos_product_) : Address(x), rows);
+        AscendC::SetFlag<HardEvent::V_MTE2>(kIn);
+      }
     }
   }
 
-  /// to = from * by, over the columns of rows. kColumns: `by` has them too.
-  template <bool kColumns>
-  ROPE_INLINE void Multiply(const Rows<float>& to, const Rows<float>& from, const Rows<float>& by,
-                            const AscendC::BinaryRepeatParams& params, int32_t rows) {
-    const RopeChunks& chunks = norm_.row;
-    int32_t i = 0;
-    do {
-      if (i == chunks.full) AscendC::SetVectorMask<float>(0, chunks.mask);
-      const int32_t c = chunks.columns[i];
-      AscendC::Mul<float, false>(to[c], from[c], by[kColumns ? c : 0], AscendC::MASK_PLACEHOLDER,
-                                 static_cast<uint8_t>(rows), params);
-    } while (++i < chunks.count);
-    if (chunks.count > chunks.full) AscendC::ResetMask();
+  /// Whole rows as loaded -> fp32.
+  ROPE_INLINE void Widen(const Rows<float>& to, const Rows<T>& from, int32_t shift, int32_t rows) {
+    const Columns columns{p_.norm.columns, p_.norm.mask};
+    if constexpr (kFloat) {
+      this->CopyRows(to, from, columns, rows);
+    } else if constexpr (kSplit) {
+      this->CastRows(to, from, columns, rows, RoundMode::CAST_NONE);
+    } else {
+      this->CastChunks(p_.norm.row, to, from, shift, rows, RoundMode::CAST_NONE);
+    }
+  }
+
+  /// Where `ends`, all that is left to do of `last`; beside that the factors of `box` as far as
+  /// they go.
+  ROPE_INLINE void End(const Box& box, bool begins, const Box& last, bool ends) {
+    const bool sums = begins && box.shape->norm, scales = ends && last.shape->norm;
+    const int32_t rows = box.shape->rows;
+    const Rows<float> x = WorkOf(last), products{cos_product_, 0, p_.float_blocks};
+    const Rows<float> y = x.After(p_.norm.offset * kFloatBytes);
+
+    if (scales) norm_.MultiplyFactors(products, x, last.shape->rows);
+    AscendC::PipeBarrier<PIPE_V>();
+
+    if (sums) norm_.AddBlocks(rows);
+    if (scales) norm_.MultiplyWeight(x, products, last.shape->steps.tensor, last.shape->rows);
+    AscendC::PipeBarrier<PIPE_V>();
+
+    if (sums) norm_.AddRest(rows);
+    if (ends) {
+      if (scales && p_.round_each) RoundRows(x, last.shape->rows);
+      this->Multiply(y, last.shape->steps, last.token, last.shape->steps.lines);
+    } else {
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+
+    if (sums) norm_.TakeMean(rows);
+    if (ends) {
+      Combine(last, x, y);
+    } else {
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+
+    if (sums) norm_.AddEps(rows);
+    if (ends) {
+      AscendC::WaitFlag<HardEvent::MTE3_V>(kOut);
+      Narrow(last, x);
+      AscendC::SetFlag<HardEvent::V_MTE3>(kOut);
+      AscendC::WaitFlag<HardEvent::V_MTE3>(kOut);
+      this->template Move<false>(last.shape->steps.rows->out, last.shape->stored, last.to, ring_,
+                                 kOut * p_.ub.slot_bytes);
+      AscendC::SetFlag<HardEvent::MTE3_V>(kOut);
+    }
+    AscendC::PipeBarrier<PIPE_V>();
+
+    if (sums) norm_.TakeRoot(rows);
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  const RopeParams& p_;
-  const RopeNormParams& norm_;
-  AscendC::GlobalTensor<uint8_t> weight_in_[2];
-  AscendC::LocalTensor<uint8_t> part_;  // of the unified buffer, cut as RopeNormParams says
+  /// Normalised rows as eager PyTorch has them: rounded to T. P's buffer is scratch.
+  ROPE_INLINE void RoundRows(const Rows<float>& x, int32_t rows) {
+    const Rows<T> rounded{cos_product_, 0, p_.float_blocks / 2};
+    if constexpr (!kFloat) {
+      this->CastChunks(p_.norm.row, rounded, x, 0, rows, RoundMode::CAST_RINT);
+      AscendC::PipeBarrier<PIPE_V>();
+      this->CastChunks(p_.norm.row, x, rounded, 0, rows, RoundMode::CAST_NONE);
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+  }
+
+  /// y = P -+ Q, among columns x that are not rotated.
+  ROPE_INLINE void Combine(const Box& box, const Rows<float>& x, const Rows<float>& y) {
+    const int32_t half = p_.half_pitch * kFloatBytes, rows = box.shape->rows;
+    if constexpr (kFloat && kJoin) {  // as two planes, which is what JoinPairs reads
+      const Rows<float> first{x.part, x.begin, p_.half_pitch / kBlock};
+      Rope::Combine(first, rows * half, rows);
+    } else {
+      if constexpr (!kFloat) {
+        if (p_.round_each) {  // into where y was: its columns alone are free
+          const Rows<T> rounded{y.part, y.begin, y.blocks};
+          this->RoundProducts(rounded, rounded.After(half), 0, rows);
+        }
+      }
+      Rope::Combine(y, half, rows);
+    }
+  }
+
+  /// Rows in fp32 -> rows to store.
+  ROPE_INLINE void Narrow(const Box& box, const Rows<float>& x) {
+    const Rows<T> to = SlotOf(box, kOut);
+    const int32_t rows = box.shape->rows;
+    if constexpr (kFloat && kJoin) {
+      const int32_t plane = p_.half_pitch / kBlock;
+      JoinPairs<T>({Address(to),
+                    Address(cos_product_),
+                    {Address(x), Address(x.After(rows * plane * kBlockBytes))}},
+                   pair_rows_[box.shape->steps.tensor], Address(sin_product_), rows * plane);
+    } else if constexpr (kFloat && kSplit) {
+      const int32_t half = p_.half_pitch * kFloatBytes;
+      const Columns columns{p_.lanes, p_.half_mask};
+      this->CopyRows(to, x, columns, rows);
+      this->CopyRows(to.After(half), x.After(half), columns, rows);
+    } else if constexpr (kFloat) {
+      this->CopyRows(to, x, Columns{p_.norm.columns, p_.norm.mask}, rows);
+    } else if constexpr (kJoin) {
+      this->Join(to, x, pair_rows_[box.shape->steps.tensor], box.shape->steps.shift, rows);
+    } else if constexpr (kSplit) {
+      this->CastWholeRows(to, x, box.shape->steps.shift, rows, RoundMode::CAST_RINT);
+    } else {
+      this->CastChunks(p_.norm.row, to, x, box.shape->steps.shift, rows, RoundMode::CAST_RINT);
+    }
+  }
+
+  NormStep norm_;
 };
 
 }  // namespace npu_rope

@@ -23,7 +23,7 @@
 //   deinterleave, transp.  as interleaved         = 7   5, join           6   3, join 2         5
 //
 // round_each, 16-bit: 4 more, both products are rounded and widened again (RoundProducts).
-// kNorm: norm_kernel.h's, and with round_each 2 more.
+// With a norm before: norm_kernel.h.
 //
 // Memory: a ring of kRing buffers, each loaded, rotated in place and stored. MTE2 loads one box
 // while V rotates the one before and MTE3 stores the one before that. Banks: rows in fp32 and the
@@ -36,7 +36,6 @@
 #pragma once
 
 #include "kernel_operator.h"
-#include "norm_kernel.h"
 #include "rope_pairs.h"
 #include "rope_params.h"
 #include "rope_rows.h"
@@ -61,17 +60,6 @@ struct Same<T, T> {
   static constexpr bool value = true;
 };
 
-template <bool kNorm>
-struct NormOf {
-  struct Type {
-    ROPE_INLINE explicit Type(const RopeParams&) {}
-  };
-};
-template <>
-struct NormOf<true> {
-  using Type = NormStep;
-};
-
 template <typename T, bool kUpright>
 struct UprightOf {
   struct Type {
@@ -83,10 +71,11 @@ struct UprightOf<T, true> {
   using Type = UprightStep<T>;
 };
 
-/// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs. kNorm: rows of q, of k or
-/// of both are normalised before they are rotated. kUpright: pairs are rotated by rope_upright.h.
-template <typename T, bool kSplit, bool kJoin, bool kNorm, bool kUpright>
+/// T: of q and k. kSplit: rows come as pairs. kJoin: rows leave as pairs. kUpright: pairs are
+/// rotated by rope_upright.h.
+template <typename T, bool kSplit, bool kJoin, bool kUpright>
 class RopeKernel {
+ protected:
   using Bits = typename BitsOf<T>::Type;
   static constexpr bool kFloat = Same<T, float>::value;
   static constexpr bool kBFloat16 = Same<T, bfloat16_t>::value;
@@ -98,10 +87,10 @@ class RopeKernel {
 
  public:
   ROPE_INLINE RopeKernel(const RopeParams& params, AscendC::TPipe& pipe)
-      : p_(params), pipe_(pipe), norm_(params), upright_(params) {}
+      : p_(params), pipe_(pipe), upright_(params) {}
 
   ROPE_INLINE void Init(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                        GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight) {
+                        GM_ADDR k_out) {
     q_.SetGlobalBuffer(q);
     k_.SetGlobalBuffer(k);
     q_out_.SetGlobalBuffer(q_out);
@@ -120,8 +109,6 @@ class RopeKernel {
     cos_product_ = Part(ub.cos_product, ub.product_bytes);
     sin_product_ = Part(ub.sin_product, ub.product_bytes);
     ring_ = Part(ub.ring, ub.ring_bytes);
-    if constexpr (kNorm) norm_.Init(Part(ub.norm, ub.norm_bytes), q_weight, k_weight);
-
     if constexpr (kUpright) {
       upright_.Init(work_, Part(ub.upright_tables, 2 * ub.upright_bytes), cos_product_,
                     sin_product_, ring_);
@@ -134,17 +121,7 @@ class RopeKernel {
   }
 
   ROPE_INLINE void Process() {
-    AscendC::ResetMask();
-    if (2 * p_.lanes > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
-      AscendC::Duplicate(tables_.template ReinterpretCast<float>(), 0.0f,
-                         2 * p_.ub.table_bytes / kFloatBytes);
-      AscendC::PipeBarrier<PIPE_V>();
-    }
-    if constexpr (kBFloat16 && kSplit && !kUpright) {
-      AscendC::Duplicate(upper_.template ReinterpretCast<uint32_t>(), 0xFFFF0000u,
-                         int32_t{kFloatBlock});
-      AscendC::PipeBarrier<PIPE_V>();
-    }
+    PrepareBuffers();
 
     if constexpr (kUpright) upright_.Start();
 
@@ -155,14 +132,12 @@ class RopeKernel {
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
     RopeBox next;
     walk.First(next);
-    if constexpr (kNorm) norm_.LoadWeights();
     LoadTables(next);
     int32_t slot = 0;
     GlobalTensor<uint8_t> from = Choose(q_, k_, next.tensor)[next.in];
     Lines loaded = LinesOf(next.rows->in, next.inner, next.outer);
     if (next.k_heads > 0) MoveJoined<true>(next, p_.tensors[1].in, k_);
     Load(next.rows->in, loaded, from, slot);
-    if constexpr (kNorm) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
     bool more = true;
     do {
       const RopeBox box = next;
@@ -203,7 +178,21 @@ class RopeKernel {
     for (int32_t i = 0; i < kRing; ++i) AscendC::WaitFlag<HardEvent::MTE3_MTE2>(i);
   }
 
- private:
+ protected:
+  ROPE_INLINE void PrepareBuffers() {
+    AscendC::ResetMask();
+    if (2 * p_.lanes > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
+      AscendC::Duplicate(tables_.template ReinterpretCast<float>(), 0.0f,
+                         2 * p_.ub.table_bytes / kFloatBytes);
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+    if constexpr (kBFloat16 && kSplit && !kUpright) {
+      AscendC::Duplicate(upper_.template ReinterpretCast<uint32_t>(), 0xFFFF0000u,
+                         int32_t{kFloatBlock});
+      AscendC::PipeBarrier<PIPE_V>();
+    }
+  }
+
   /// `bytes` of the unified buffer, as RopeLayout cuts it.
   ROPE_INLINE LocalTensor<uint8_t> Part(int32_t begin, int32_t bytes) {
     LocalTensor<uint8_t> part = buffer_.template Get<uint8_t>()[begin];
@@ -421,7 +410,6 @@ class RopeKernel {
   struct Steps {
     const RopeTensor* rows;
     int32_t tensor, line, lines, step;
-    bool norm;              // of these rows
     int32_t bytes, tokens;  // from round to round: in the ring, and of the tables
     // How P = x*C and Q = x*S are made. An instruction takes 64 columns of the rows of a line, or
     // (across) of one row of each line, whichever are more.
@@ -433,24 +421,27 @@ class RopeKernel {
 
   ROPE_INLINE Steps StepsOf(const RopeBox& box) {
     const RopeTensor& t = *box.rows;
+    return StepsOf(box, kFloat ? t.row_blocks : p_.float_blocks, p_.row.shift,
+                   t.row_blocks * kBlock == 2 * p_.half_pitch);
+  }
+
+  /// x_blocks: from row to row in fp32. shift: of rows that are dense as loaded.
+  ROPE_INLINE Steps StepsOf(const RopeBox& box, int32_t x_blocks, int32_t shift, bool dense) {
+    const RopeTensor& t = *box.rows;
     const int32_t line = t.parts ? 1 : box.inner + box.k_heads;
     const int32_t lines = t.parts ? box.inner : box.outer;
     const int32_t step = Min(t.step_lines, lines);
     const int32_t blocks = p_.float_blocks;  // of the products and the tables
-    const int32_t x_blocks = kFloat ? t.row_blocks : blocks;
     const bool across = step > line && line * Max(x_blocks, blocks) <= kMaxRepeats;
     const int32_t stride = across ? line : 1, next = across ? 1 : line;
     // Heads of a token read its table again and again.
     const int32_t table_blocks = across == (t.over_tokens != 0) ? blocks : 0;
-    const RopeChunks& row = kNorm ? p_.norm.row : p_.row;
-    const int32_t width = kNorm && !kSplit ? p_.norm.columns : 2 * p_.half_pitch;
-    const bool seamless = t.row_blocks * kBlock == width && step * line << row.shift <= kMaxRepeats;
+    const bool seamless = dense && step * line << shift <= kMaxRepeats;
     return {&t,
             box.tensor,
             line,
             lines,
             step,
-            kNorm && p_.norm.tensors[box.tensor] != 0,
             step * line * t.row_blocks * kBlockBytes,
             t.over_tokens ? step : 0,
             across,
@@ -460,7 +451,7 @@ class RopeKernel {
             next * x_blocks * kFloatBlock,
             next * blocks * kFloatBlock,
             (blocks - table_blocks) * kFloatBlock,
-            seamless ? row.shift : 0};
+            seamless ? shift : 0};
   }
 
   /// Rotates the box at byte `at` of the ring in place. token: of its first row, in the tile.
@@ -482,32 +473,14 @@ class RopeKernel {
     const int32_t half = p_.half_pitch;
     const int32_t plane = half / kBlock;  // blocks of a row in a plane of first or second elements
     const PairRows& pairs = pair_rows_[steps.tensor];
-    const Columns columns{p_.lanes, p_.half_mask};
     const Rows<T> x{ring_, at, steps.rows->row_blocks};
-    const Rows<T> even{sin_product_, 0, plane};
-    Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
-    // A norm works on whole rows, in the order in which they were loaded.
-    const Rows<T> row{ring_, kNorm ? at - steps.rows->row_offset : at, x.blocks};
-    const Rows<float> products{cos_product_, 0, p_.float_blocks};
+    const Rows<float> y{work_, 0, p_.float_blocks};
     if constexpr (kFloat) {
-      Rows<float> x2 = x.After(half * kFloatBytes);
-      if constexpr (kNorm) {
-        if (steps.norm) norm_.MakeFactors(row, products, steps.shift, rows);
-      }
-      if constexpr (kSplit) {
-        SplitPairs<Bits>({Address(x), Address(cos_product_), {Address(even), Address(odd)}}, pairs,
-                         rows * plane);
-        CopyRows(x, even, columns, rows);
-        CopyRows(x2, odd, columns, rows);
-        AscendC::PipeBarrier<PIPE_V>();
-      }
-      if constexpr (kNorm) {
-        if (steps.norm) norm_.Multiply(row, products, steps.tensor, rows);
-      }
+      if constexpr (kSplit) Split(x, x, pairs, Address(cos_product_), rows);
       Multiply(x, steps, token, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
         const Rows<float> first{ring_, at, plane};
-        Rows<float> second = first.After(rows * half * kFloatBytes);
+        const Rows<float> second = first.After(rows * half * kFloatBytes);
         Combine(first, rows * half * kFloatBytes, rows);
         JoinPairs<Bits>({Address(x), Address(cos_product_), {Address(first), Address(second)}},
                         pairs, Address(sin_product_), rows * plane);
@@ -515,54 +488,21 @@ class RopeKernel {
         Combine(x, half * kFloatBytes, rows);
       }
     } else {
-      const Rows<float> wide{work_, 0, p_.float_blocks};
-      const Rows<float> y{work_, kNorm ? p_.norm.offset * kFloatBytes : 0, p_.float_blocks};
-      Rows<float> y2 = y.After(half * kFloatBytes);
-      if constexpr (kNorm) {
-        if constexpr (!kSplit) {
-          CastChunks(p_.norm.row, wide, row, steps.shift, rows, RoundMode::CAST_NONE);
-          AscendC::PipeBarrier<PIPE_V>();
-        } else if (steps.norm) {
-          CastRows(wide, row, {p_.norm.columns, p_.norm.mask}, rows, RoundMode::CAST_NONE);
-          AscendC::PipeBarrier<PIPE_V>();
-        }
-        if (steps.norm) norm_.MakeFactors(wide, products, steps.shift, rows);
-      }
-      if constexpr (kSplit && kBFloat16) {
-        WidenPairs(x, rows);
-      } else if constexpr (kSplit) {
-        // The lines between the transposes lie in another third of the unified buffer than rows and
-        // planes, where no bank is both read and written.
-        SplitPairs<Bits>({Address(x), Address(y), {Address(even), Address(odd)}}, pairs,
-                         rows * plane);
-        CastRows(y, even, columns, rows, RoundMode::CAST_NONE);
-        CastRows(y2, odd, columns, rows, RoundMode::CAST_NONE);
-      } else if constexpr (!kNorm) {
+      if constexpr (kSplit) {
+        Split(y, x, pairs, Address(y), rows);
+      } else {
         CastWholeRows(y, x, steps.shift, rows, RoundMode::CAST_NONE);
-      }
-      AscendC::PipeBarrier<PIPE_V>();
-      if constexpr (kNorm) {
-        if (steps.norm) {
-          norm_.Multiply(wide, products, steps.tensor, rows);
-          if (p_.round_each) RoundRows(wide, rows);
-        }
+        AscendC::PipeBarrier<PIPE_V>();
       }
       Multiply(y, steps, token, lines);
-      if (p_.round_each) RoundProducts(y, kNorm ? 0 : steps.shift, rows);
+      if (p_.round_each) {
+        const Rows<T> rounded{work_, 0, p_.float_blocks / 2};
+        RoundProducts(rounded, rounded.After(rows * rounded.blocks * kBlockBytes), steps.shift,
+                      rows);
+      }
       Combine(y, half * kFloatBytes, rows);
-      if constexpr (kJoin && kBFloat16) {
-        NarrowPairs(x, steps.shift, rows);
-      } else if constexpr (kJoin) {
-        const Rows<T> first{cos_product_, 0, plane};
-        Rows<T> second = first.After(rows * plane * kBlockBytes);
-        CastRows(first, y, columns, rows, RoundMode::CAST_RINT);
-        CastRows(second, y2, columns, rows, RoundMode::CAST_RINT);
-        AscendC::PipeBarrier<PIPE_V>();
-        // Once the planes are in lines, their buffer is spare.
-        JoinPairs<Bits>({Address(x), Address(y), {Address(first), Address(second)}}, pairs,
-                        Address(cos_product_), rows * plane);
-      } else if constexpr (kNorm && !kSplit) {
-        CastChunks(p_.norm.row, row, wide, steps.shift, rows, RoundMode::CAST_RINT);
+      if constexpr (kJoin) {
+        Join(x, y, pairs, steps.shift, rows);
       } else {
         CastWholeRows(x, y, steps.shift, rows, RoundMode::CAST_RINT);
       }
@@ -597,23 +537,10 @@ class RopeKernel {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  /// Normalised rows as eager PyTorch has them: rounded to T. P's buffer is scratch.
-  ROPE_INLINE void RoundRows(const Rows<float>& x, int32_t rows) {
-    const Rows<T> rounded{cos_product_, 0, p_.float_blocks / 2};
-    CastChunks(p_.norm.row, rounded, x, 0, rows, RoundMode::CAST_RINT);
-    AscendC::PipeBarrier<PIPE_V>();
-    CastChunks(p_.norm.row, x, rounded, 0, rows, RoundMode::CAST_NONE);
-    AscendC::PipeBarrier<PIPE_V>();
-  }
-
-  /// P and Q as eager PyTorch has them: rounded to T. x is needed no more, its buffer is scratch;
-  /// beside a norm what is not rotated lies between its rows.
-  ROPE_INLINE void RoundProducts(const Rows<float>& x, int32_t shift, int32_t rows) {
-    const int32_t blocks = p_.float_blocks, pitch = kNorm ? blocks : blocks / 2;
-    const Rows<float> p{cos_product_, 0, blocks}, q{sin_product_, 0, blocks};
-    const Rows<T> rounded_p{x.part, x.begin, pitch};
-    Rows<T> rounded_q =
-        rounded_p.After(kNorm ? p_.half_pitch * kFloatBytes : rows * pitch * kBlockBytes);
+  /// P and Q as eager PyTorch has them: rounded to T. Rows of T are scratch for each.
+  ROPE_INLINE void RoundProducts(const Rows<T>& rounded_p, const Rows<T>& rounded_q, int32_t shift,
+                                 int32_t rows) {
+    const Rows<float> p{cos_product_, 0, p_.float_blocks}, q{sin_product_, 0, p_.float_blocks};
     CastWholeRows(rounded_p, p, shift, rows, RoundMode::CAST_RINT);
     CastWholeRows(rounded_q, q, shift, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
@@ -706,17 +633,61 @@ class RopeKernel {
 
   // ---- Pairs <-> halves ---------------------------------------------------------------------
 
-  /// Rows of bf16 pairs -> first and second elements in fp32, in the work buffer. bf16 is the upper
-  /// half of fp32, and of a pair read as 32 bits the first element is the lower half.
-  ROPE_INLINE void WidenPairs(const Rows<bfloat16_t>& x, int32_t rows) {
+  /// Pairs x -> two halves `to` in fp32. Where they are transposed, the lines between lie in
+  /// another third of the unified buffer than rows and planes, where no bank is both read and
+  /// written.
+  ROPE_INLINE void Split(const Rows<float>& to, const Rows<T>& x, const PairRows& pairs,
+                         uint64_t lines, int32_t rows) {
+    if constexpr (kBFloat16) {
+      WidenPairs(to, x, rows);
+    } else {
+      const int32_t plane = p_.half_pitch / kBlock;  // blocks of a row
+      const Columns columns{p_.lanes, p_.half_mask};
+      const Rows<T> even{sin_product_, 0, plane};
+      const Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
+      const Rows<float> to2 = to.After(p_.half_pitch * kFloatBytes);
+      SplitPairs<Bits>({Address(x), lines, {Address(even), Address(odd)}}, pairs, rows * plane);
+      if constexpr (kFloat) {
+        CopyRows(to, even, columns, rows);
+        CopyRows(to2, odd, columns, rows);
+      } else {
+        CastRows(to, even, columns, rows, RoundMode::CAST_NONE);
+        CastRows(to2, odd, columns, rows, RoundMode::CAST_NONE);
+      }
+    }
+    AscendC::PipeBarrier<PIPE_V>();
+  }
+
+  /// The other way round, rounded; y is scratch then.
+  ROPE_INLINE void Join(const Rows<T>& to, const Rows<float>& y, const PairRows& pairs,
+                        int32_t shift, int32_t rows) {
+    if constexpr (kBFloat16) {
+      NarrowPairs(to, y, shift, rows);
+    } else {
+      const int32_t plane = p_.half_pitch / kBlock;
+      const Columns columns{p_.lanes, p_.half_mask};
+      const Rows<T> first{cos_product_, 0, plane};
+      const Rows<T> second = first.After(rows * plane * kBlockBytes);
+      CastRows(first, y, columns, rows, RoundMode::CAST_RINT);
+      CastRows(second, y.After(p_.half_pitch * kFloatBytes), columns, rows, RoundMode::CAST_RINT);
+      AscendC::PipeBarrier<PIPE_V>();
+      // Once the planes are in lines, their buffer is spare.
+      JoinPairs<Bits>({Address(to), Address(y), {Address(first), Address(second)}}, pairs,
+                      Address(cos_product_), rows * plane);
+    }
+  }
+
+  /// Rows of bf16 pairs -> first and second elements in fp32. bf16 is the upper half of fp32, and
+  /// of a pair read as 32 bits the first element is the lower half.
+  ROPE_INLINE void WidenPairs(const Rows<float>& wide, const Rows<bfloat16_t>& x, int32_t rows) {
     const uint8_t to = static_cast<uint8_t>(p_.float_blocks);
     const uint8_t from = static_cast<uint8_t>(x.blocks);
     const uint8_t repeats = static_cast<uint8_t>(rows);
     const UnaryRepeatParams shift(1, 1, to, from);
     const BinaryRepeatParams mask(1, 1, 0, to, from, 0);
-    const Rows<uint32_t> pairs{x.part, x.begin, 0}, first{work_, 0, 0};
-    const Rows<uint16_t> halves{x.part, x.begin, 0};
-    const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0}, upper{upper_, 0, 0};
+    const Rows<uint32_t> pairs{x.part, x.begin, 0}, first{wide.part, wide.begin, 0};
+    const Rows<uint16_t> halves{x.part, x.begin, 0}, upper{upper_, 0, 0};
+    const Rows<uint16_t> second{wide.part, wide.begin + p_.half_pitch * kFloatBytes, 0};
     const int32_t width = p_.lanes;
     for (int32_t i = 0;; i += kRepeatFloats) {
       const int32_t left = width - i;
@@ -732,11 +703,11 @@ class RopeKernel {
     if (width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
-  /// The other way round: the work buffer's halves are rounded to bf16, as fp32 again, and the
-  /// first elements' upper halves moved into the seconds' lower ones.
-  ROPE_INLINE void NarrowPairs(const Rows<bfloat16_t>& x, int32_t shift, int32_t rows) {
+  /// The other way round: halves y are rounded to bf16, as fp32 again, and the first elements'
+  /// upper halves moved into the seconds' lower ones.
+  ROPE_INLINE void NarrowPairs(const Rows<bfloat16_t>& x, const Rows<float>& y, int32_t shift,
+                               int32_t rows) {
     const uint8_t blocks = static_cast<uint8_t>(p_.float_blocks);
-    const Rows<float> y{work_, 0, blocks};
     const Rows<bfloat16_t> rounded{cos_product_, 0, blocks / 2};
     CastWholeRows(rounded, y, shift, rows, RoundMode::CAST_RINT);
     AscendC::PipeBarrier<PIPE_V>();
@@ -745,9 +716,9 @@ class RopeKernel {
     const uint8_t repeats = static_cast<uint8_t>(rows);
     const UnaryRepeatParams down(1, 1, blocks, blocks);
     const BinaryRepeatParams join(1, 1, 1, static_cast<uint8_t>(x.blocks), blocks, blocks);
-    const Rows<uint32_t> first{work_, 0, 0}, moved{sin_product_, 0, 0};
+    const Rows<uint32_t> first{y.part, y.begin, 0}, moved{sin_product_, 0, 0};
     const Rows<uint16_t> lower{sin_product_, 0, 0};
-    const Rows<uint16_t> second{work_, p_.half_pitch * kFloatBytes, 0};
+    const Rows<uint16_t> second{y.part, y.begin + p_.half_pitch * kFloatBytes, 0};
     const Rows<uint16_t> halves{x.part, x.begin, 0};
     const int32_t width = p_.lanes;
     for (int32_t i = 0;; i += kRepeatFloats) {
@@ -779,19 +750,7 @@ class RopeKernel {
   LocalTensor<uint8_t> ring_;
   int32_t sin_rows_;       // bytes from C to S
   PairRows pair_rows_[2];  // of q and k, where they are transposed
-  typename NormOf<kNorm>::Type norm_;
   typename UprightOf<T, kUpright>::Type upright_;
 };
-
-/// What an entry (rope_entry.cpp.in) does.
-template <typename T, bool kSplit, bool kJoin, bool kNorm, bool kUpright>
-__aicore__ inline void Run(GM_ADDR q, GM_ADDR k, GM_ADDR cos, GM_ADDR sin, GM_ADDR q_out,
-                           GM_ADDR k_out, GM_ADDR q_weight, GM_ADDR k_weight,
-                           const RopeParams& params) {
-  AscendC::TPipe pipe;
-  RopeKernel<T, kSplit, kJoin, kNorm, kUpright> kernel(params, pipe);
-  kernel.Init(q, k, cos, sin, q_out, k_out, q_weight, k_weight);
-  kernel.Process();
-}
 
 }  // namespace npu_rope

@@ -96,13 +96,15 @@ struct RopeTable {
 /// The unified buffer: bytes from its beginning. What is rotated of a row is
 /// [first half, pad | second half, pad].
 struct RopeLayout {
-  int32_t work;    // rows in fp32; fp32 rows have none, they are rotated where they were loaded
+  int32_t work;    // rows in fp32; fp32 rows have none, they are rotated where they were loaded;
+                   // with a norm those of two boxes
   int32_t upper;   // a block of 0xFFFF0000, by which pairs of bf16 are taken apart
   int32_t tables;  // C and then S in fp32
   int32_t raw;     // cos and then sin as loaded
   int32_t cos_product;     // x·C
   int32_t sin_product;     // x·S
-  int32_t ring;            // kRing buffers (1 for a joined box), each loaded, rotated, stored
+  int32_t ring;            // kRing buffers (1 for a joined box), each loaded, rotated, stored;
+                           // with a norm one that is loaded and one that is stored
   int32_t norm;            // what RopeNormParams cuts
   int32_t upright_tables;  // C and then S, upright
   int32_t work_bytes, table_bytes, raw_bytes, product_bytes, slot_bytes;  // of one of them
@@ -132,14 +134,17 @@ struct RopeNormParams {
   int32_t offset;                   // columns of a row before those that are rotated
   int32_t full;                     // all repeats of a row as loaded are full
   int32_t sum_blocks;               // blocks of sums of a row, one for each repeat: a power of two
-  int32_t gaps;                     // not all of them are written
+  RopeChunks scaled;                // a row as it is multiplied by its factor
+  int32_t spread;                   // by blocks this far from each other, and blocks of a factor
   float share, eps, weight_offset;  // share: 1 / head_dim
 
   // Bytes from the beginning of RopeLayout's part.
-  int32_t weights;      // of q and k in fp32
-  int32_t raw_weights;  // the same as loaded
-  int32_t ones;         // a block
-  int32_t sums;         // of blocks of the rows of a step; later each row's factor in a block
+  int32_t weights;                         // of q and k in fp32
+  int32_t raw_weights;                     // the same as loaded
+  int32_t ones;                            // a block
+  int32_t sums;                            // of blocks of the rows of a box
+  int32_t factor, other_factor;            // of rows side by side, one made of the other
+  int32_t factors;                         // the same in a block, or two
   int32_t weight_bytes, raw_weight_bytes;  // of one of them
 };
 

@@ -487,25 +487,84 @@ struct Room {
   int64_t step_rows;
 };
 
+/// Cuts what of the norm's part is as long as a box has rows. Whole repeats are read of all but the
+/// blocks of factors, of which Brcb writes 8 at once. Returns where it ends.
+int64_t place_factors(RopeNormParams& n, int64_t rows) {
+  constexpr int64_t kRepeat = kRepeatFloats * 4;
+  const int64_t sums = AlignUp(rows * n.sum_blocks * kBlockBytes, kRepeat);
+  const int64_t factor = AlignUp(rows * n.sum_blocks * 4, kRepeat);
+  n.factor = static_cast<int32_t>(n.sums + sums);
+  n.other_factor = static_cast<int32_t>(n.factor + factor);
+  n.factors = static_cast<int32_t>(n.other_factor + factor);
+  return AlignUp(n.factors + AlignUp(rows, 8) * n.spread * kBlockBytes, kRepeat);
+}
+
+/// Bytes between P and Q. y1 reads P1 with Q2, y2 reads P2 with Q1, half a row apart: where that is
+/// a multiple of 512 bytes the two would meet in the same groups. (Halves of 9 to 15 blocks, of 17
+/// to 23 and so on, as of D = 192, meet in part whatever the shift.)
+int64_t shift_of_sin(const RopeParams& p) {
+  return p.half_pitch * 4 % kBankRow == 0 ? kBankRow / 2 : 0;
+}
+
+/// The same with a norm: a box is a round, and rows in fp32 take turns in two work buffers.
+Room lay_out_norm(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const Cut& c,
+                  int64_t held) {
+  const int64_t rows = c.box_rows;
+  Room room = {};
+  if (rows > kMaxRepeats || rows < c.tile_tokens) return room;
+  const int64_t float_row = p.float_blocks * kBlockBytes;
+  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
+  const int64_t spare = p.split_in ? kUnitBytes : 0;
+  RopeNormParams norm = p.norm;
+  RopeLayout& ub = room.ub;
+  ub.work_bytes = static_cast<int32_t>(2 * (rows * float_row + spare));
+  ub.table_bytes = static_cast<int32_t>(c.tile_tokens * float_row);
+  ub.raw_bytes = static_cast<int32_t>(AlignUp(c.tile_tokens * raw_row, 256));
+  ub.product_bytes = static_cast<int32_t>(rows * float_row + spare);
+  ub.slot_bytes = static_cast<int32_t>(AlignUp(rows * held, kBankRow));
+  ub.norm_bytes = static_cast<int32_t>(place_factors(norm, rows));
+  ub.ring_bytes = 2 * ub.slot_bytes;
+  // Products beyond the first third, where rows in fp32 are, if that leaves room for all.
+  for (const bool apart : {true, false}) {
+    int64_t at = 0;
+    const auto place = [&at](int64_t bytes) {
+      const int64_t begin = at;
+      at += bytes;
+      return static_cast<int32_t>(begin);
+    };
+    ub.work = place(ub.work_bytes);
+    ub.upper = place(kBankRow / 2);
+    ub.tables = place(2 * ub.table_bytes);
+    ub.norm = place(ub.norm_bytes);  // begins with weights, placed against rows as tables are
+    ub.raw = place(2 * ub.raw_bytes);
+    ub.ring = place(ub.ring_bytes);
+    at = apart ? std::max(AlignUp(at, kBankRow), kThird) : AlignUp(at, kBankRow);
+    ub.cos_product = place(ub.product_bytes);
+    place(shift_of_sin(p));
+    ub.sin_product = place(ub.product_bytes);
+    ub.bytes = static_cast<int32_t>(at);
+    if (at > chip.ub_usable) continue;
+    room.step_rows = rows;
+    break;
+  }
+  return room;
+}
+
 Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const Cut& c,
              int64_t held) {
+  if (norms(g)) return lay_out_norm(g, chip, p, c, held);
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_blocks * kBlockBytes;
   const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
-  const bool split_weights = norms(g) && p.split_in;
-  const int64_t spare = transposes(g, p) || p.split_tables || split_weights ? kUnitBytes : 0;
+  const int64_t spare = transposes(g, p) || p.split_tables ? kUnitBytes : 0;
   const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
   const int64_t table = c.tile_tokens * float_row;
   const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
   const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
   const int64_t ring = (p.joined ? 1 : kRing) * slot;
-  // Of a norm: each row of a step has its sums, of which Brcb writes 8 blocks at once.
-  const int64_t norm = norms(g) ? AlignUp(p.norm.sums + 7 * kBlockBytes, kBankRow) : 0;
-  const int64_t sum_row = p.norm.sum_blocks * kBlockBytes;
-  const int64_t near_fixed =
-      work_spare + 2 * table + 2 * raw + (norms(g) ? 2 : 1) * kBankRow + norm + (fp32 ? ring : 0);
+  const int64_t near_fixed = work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? ring : 0);
   const int64_t far_fixed = 2 * spare + kBankRow + (fp32 ? 0 : ring);
-  const int64_t near_row = (fp32 ? 0 : float_row) + sum_row;
+  const int64_t near_row = fp32 ? 0 : float_row;
   const int64_t far_row = 2 * float_row;
 
   // With the products beyond the first third if that leaves steps of a useful length.
@@ -521,10 +580,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   if (step < c.tile_tokens) return room;
   room.step_rows = step;
 
-  // y1 reads P1 with Q2, y2 reads P2 with Q1, half a row apart: where that is a multiple of 512
-  // bytes the two would meet in the same groups. (Halves of 9 to 15 blocks, of 17 to 23 and so on,
-  // as of D = 192, meet in part whatever the shift.)
-  const int64_t sin_shift = p.half_pitch * 4 % kBankRow == 0 ? kBankRow / 2 : 0;
+  const int64_t sin_shift = shift_of_sin(p);
   RopeLayout& ub = room.ub;
   ub.work_bytes = static_cast<int32_t>((fp32 ? 0 : step * float_row) + work_spare);
   ub.table_bytes = static_cast<int32_t>(table);
@@ -532,7 +588,6 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(slot);
   ub.ring_bytes = static_cast<int32_t>(ring);
-  ub.norm_bytes = static_cast<int32_t>(AlignUp(norm + step * sum_row, kBankRow));
   int64_t at = 0;
   const auto place = [&at](int64_t bytes) {
     const int64_t begin = at;
@@ -543,7 +598,6 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.work = place(ub.work_bytes);
   ub.upper = place(kBankRow / 2);
   ub.tables = place(2 * table);
-  ub.norm = place(ub.norm_bytes);  // begins with weights, placed against rows as tables are
   place(kBankRow / 2);
   ub.raw = place(2 * raw);
   if (gap) at = std::max(at, kThird);
@@ -602,6 +656,7 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
   }
 
   p.ub = room.ub;
+  if (norms(g)) place_factors(p.norm, room.step_rows);
   p.tile_tokens = static_cast<int32_t>(chosen.tile_tokens);
   p.box_rows = static_cast<int32_t>(chosen.box_rows);
   p.step_rows = static_cast<int32_t>(room.step_rows);
@@ -770,10 +825,18 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
     n.row.shift = shift_of(g.head_dim, p.float_blocks);
     n.offset = static_cast<int32_t>(g.rotary_offset);
   }
+  // Rows of whole 512 bytes: of a repeat of every second block, and a factor in one of the others,
+  // none share a bank group.
+  n.scaled = n.row;
+  n.spread = g.head_dim % (2 * kRepeatFloats) == 0 ? 2 : 1;
+  if (n.spread == 2) {
+    for (int32_t i = 0; i < n.scaled.count; ++i) {
+      n.scaled.columns[i] = static_cast<uint16_t>(i / 2 * 2 * kRepeatFloats + i % 2 * 8);
+    }
+  }
   n.full = g.head_dim % kRepeatFloats == 0;
   n.sum_blocks = 1;
   while (n.sum_blocks * kRepeatFloats < g.head_dim) n.sum_blocks *= 2;
-  n.gaps = CeilDiv(g.head_dim, 8) != n.sum_blocks * 8;
   n.share = static_cast<float>(1.0 / static_cast<double>(g.head_dim));
   n.eps = static_cast<float>(g.norm.eps);
   n.weight_offset = static_cast<float>(g.norm.weight_offset);
@@ -782,7 +845,7 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   n.raw_weight_bytes = static_cast<int32_t>(held);
   n.raw_weights = 2 * n.weight_bytes;
   n.ones = n.raw_weights + 2 * n.raw_weight_bytes;
-  n.sums = n.ones + kBlockBytes;
+  n.sums = static_cast<int32_t>(AlignUp(n.ones + kBlockBytes, kRepeatFloats * 4));
   return n;
 }
 
