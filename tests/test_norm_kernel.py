@@ -186,7 +186,7 @@ def test_every_byte_moves_once(rotary_dim: int | None) -> None:
         ("half", torch.float32, 12),  # copied to where it is normalised, and back
         ("interleaved", torch.bfloat16, 10),  # the row in its loaded order, widened for the sum
         ("deinterleave", torch.float16, 10),
-        ("interleaved", torch.float32, 8),
+        ("deinterleave", torch.float32, 10),  # copied back
     ],
 )
 def test_vector_passes(style: str, dtype: torch.dtype, more: float) -> None:

@@ -51,17 +51,17 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
 
   ROPE_INLINE void Process() {
     this->PrepareBuffers();
+    norm_.Start();
     AscendC::SetFlag<HardEvent::V_MTE2>(kTables);
     AscendC::SetFlag<HardEvent::V_MTE2>(kIn);
     AscendC::SetFlag<HardEvent::MTE3_V>(kOut);
     RopeWalk walk(p_, static_cast<int32_t>(AscendC::GetBlockIdx()));
     RopeBox next;
     walk.First(next);
-    norm_.LoadWeights();
     GlobalTensor<uint8_t> from = this->Choose(q_, k_, next.tensor)[next.in];
     Lines loaded = this->LinesOf(next.rows->in, next.inner, next.outer);
     LoadRows(next.rows->in, loaded, from);
-    norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);
+    norm_.LoadWeights();
 
     Shape shapes[2];  // of this box and of the one before
     Box box, last;
@@ -94,6 +94,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
         LoadRows(next.rows->in, loaded, from);
       }
       End(box, begins, last, ends);
+      if (!ends) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);  // once
       last = box;
       ends = begins;
       begins = more;

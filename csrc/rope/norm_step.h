@@ -34,6 +34,16 @@ class NormStep {
     weight_in_[1].SetGlobalBuffer(k_weight);
   }
 
+  ROPE_INLINE void Start() {
+    const float zero = 0.0f, one = 1.0f;
+    AscendC::Duplicate(Part(norm_.ones)[0], one, int32_t{kFloatBlock});
+    // Sums that a row lacks are 0. And instructions on sums take whole repeats: what they read
+    // beyond the rows is anything, but written.
+    AscendC::Duplicate(Part(norm_.sums)[0], zero,
+                       (norm_.factors - norm_.sums) / static_cast<int32_t>(sizeof(float)));
+    AscendC::PipeBarrier<PIPE_V>();
+  }
+
   // ---- Weights ------------------------------------------------------------------------------
 
   ROPE_INLINE void LoadWeights() {
@@ -58,17 +68,12 @@ class NormStep {
   template <bool kSplit>
   ROPE_INLINE void PrepareWeights(const AscendC::LocalTensor<uint8_t>& lines,
                                   const AscendC::LocalTensor<uint8_t>& planes) {
-    const float zero = 0.0f, one = 1.0f;
-    AscendC::Duplicate(Part(norm_.ones)[0], one, int32_t{kFloatBlock});
-    // Sums that a row lacks are 0. And instructions on sums take whole repeats: what they read
-    // beyond the rows is anything, but written.
-    AscendC::Duplicate(Part(norm_.sums)[0], zero,
-                       (norm_.factors - norm_.sums) / static_cast<int32_t>(sizeof(float)));
     if constexpr (kSplit) {  // padding lanes are multiplied too: make them 0
+      const float zero = 0.0f;
       AscendC::Duplicate(Part(norm_.weights)[0], zero,
                          2 * norm_.weight_bytes / static_cast<int32_t>(sizeof(float)));
+      AscendC::PipeBarrier<PIPE_V>();
     }
-    AscendC::PipeBarrier<PIPE_V>();
     AscendC::WaitFlag<AscendC::HardEvent::MTE2_V>(kWeights);
     for (int32_t i = 0; i < 2; ++i) {
       if (norm_.tensors[i] == 0) continue;
