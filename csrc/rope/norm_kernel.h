@@ -123,10 +123,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
   };
 
   ROPE_INLINE void ShapeOf(const RopeBox& box, Shape& shape) {
-    const bool dense =
-        box.rows->row_blocks * kBlock == (kSplit ? 2 * p_.half_pitch : p_.norm.columns);
-    shape.steps =
-        this->StepsOf(box, p_.float_blocks, kSplit ? p_.row.shift : p_.norm.row.shift, dense);
+    shape.steps = this->StepsOf(box, p_.float_blocks);
     shape.norm = p_.norm.tensors[box.tensor] != 0;
     shape.rows = box.inner * box.outer;
     shape.tile_tokens = box.tile_tokens;
@@ -289,8 +286,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
     } else if constexpr (kFloat && kSplit) {
       const int32_t half = p_.half_pitch * kFloatBytes;
       const Columns columns{p_.lanes, p_.half_mask};
-      this->CopyRows(to, x, columns, rows);
-      this->CopyRows(to.After(half), x.After(half), columns, rows);
+      this->ConvertHalves(to, to.After(half), x, x.After(half), columns, rows);
     } else if constexpr (kFloat) {
       this->CopyRows(to, x, Columns{p_.norm.columns, p_.norm.mask}, rows);
     } else if constexpr (kJoin) {

@@ -181,7 +181,7 @@ class RopeKernel {
  protected:
   ROPE_INLINE void PrepareBuffers() {
     AscendC::ResetMask();
-    if (2 * p_.lanes > p_.rotary_dim) {  // padding lanes are multiplied too: make them 0
+    if (p_.lanes > p_.half) {  // padding lanes are multiplied too: make them 0
       AscendC::Duplicate(tables_.template ReinterpretCast<float>(), 0.0f,
                          2 * p_.ub.table_bytes / kFloatBytes);
       AscendC::PipeBarrier<PIPE_V>();
@@ -260,7 +260,7 @@ class RopeKernel {
   ROPE_INLINE void Move(const RopeMove& move, const Lines& lines, const GlobalTensor<uint8_t>& gm,
                         const LocalTensor<uint8_t>& ub, int32_t ub_begin) {
     const RopeColumns* columns = move.columns;
-    int32_t left = lines.count, group = move.groups;
+    int32_t left = lines.count;
     int64_t from = columns->gm;
     int32_t to = ub_begin + columns->ub;
     for (;;) {
@@ -278,7 +278,7 @@ class RopeKernel {
         to += lines.blocks * columns->ub_pitch;
         continue;
       }
-      if (--group == 0) break;
+      if (columns->last) break;
       ++columns;
       left = lines.count;
       from = columns->gm;
@@ -363,14 +363,15 @@ class RopeKernel {
                               const Halves<T>& rounded, int32_t rows) {
     Rows<Table> from = halves.first.After(table.swap ? halves.second : 0);
     Rows<Table> from2 = halves.first.After(table.swap ? 0 : halves.second);
+    const Columns half{p_.half, p_.table_mask};
     if constexpr (!kFloat && Same<Table, float>::value) {
       if (p_.round_tables) {
-        ConvertHalves(rounded, from, from2, rows);
+        ConvertHalves(rounded.first, rounded.first.After(rounded.second), from, from2, half, rows);
         return;
       }
     }
-    const Halves<float> wide{{tables_, to, p_.float_blocks}, p_.half_pitch * kFloatBytes};
-    ConvertHalves(wide, from, from2, rows);
+    const Rows<float> wide{tables_, to, p_.float_blocks};
+    ConvertHalves(wide, wide.After(p_.half_pitch * kFloatBytes), from, from2, half, rows);
   }
 
   /// Rows as PlaceTable left them -> rounded to T if they are to be.
@@ -378,28 +379,16 @@ class RopeKernel {
   ROPE_INLINE void RoundTables(const Halves<T>& rounded, int32_t rows) {
     if constexpr (!kFloat && !Same<T, Table>::value) {
       if (p_.round_tables == 0) return;
-      const Halves<float> wide{{tables_, 0, p_.float_blocks}, p_.half_pitch * kFloatBytes};
+      const Rows<float> wide{tables_, 0, p_.float_blocks};
+      Rows<float> wide2 = wide.After(p_.half_pitch * kFloatBytes);
+      Rows<T> rounded2 = rounded.first.After(rounded.second);
+      const Columns half{p_.half, p_.table_mask};
       if constexpr (!Same<Table, float>::value) {
-        ConvertHalves(rounded, wide.first, wide.first.After(wide.second), rows);
+        ConvertHalves(rounded.first, rounded2, wide, wide2, half, rows);
         AscendC::PipeBarrier<PIPE_V>();
       }
-      ConvertHalves(wide, rounded.first, rounded.first.After(rounded.second), rows);
+      ConvertHalves(wide, wide2, rounded.first, rounded2, half, rows);
       AscendC::PipeBarrier<PIPE_V>();
-    }
-  }
-
-  template <typename To, typename From>
-  ROPE_INLINE void ConvertHalves(const Halves<To>& to, const Rows<From>& from,
-                                 const Rows<From>& from2, int32_t rows) {
-    const Columns half{p_.rotary_dim / 2, p_.table_mask};
-    if constexpr (Same<To, From>::value) {
-      CopyRows(to.first, from, half, rows);
-      CopyRows(to.first.After(to.second), from2, half, rows);
-    } else {
-      constexpr RoundMode kMode =
-          Same<To, float>::value ? RoundMode::CAST_NONE : RoundMode::CAST_RINT;
-      CastRows(to.first, from, half, rows, kMode);
-      CastRows(to.first.After(to.second), from2, half, rows, kMode);
     }
   }
 
@@ -420,13 +409,11 @@ class RopeKernel {
   };
 
   ROPE_INLINE Steps StepsOf(const RopeBox& box) {
-    const RopeTensor& t = *box.rows;
-    return StepsOf(box, kFloat ? t.row_blocks : p_.float_blocks, p_.row.shift,
-                   t.row_blocks * kBlock == 2 * p_.half_pitch);
+    return StepsOf(box, kFloat ? box.rows->row_blocks : p_.float_blocks);
   }
 
-  /// x_blocks: from row to row in fp32. shift: of rows that are dense as loaded.
-  ROPE_INLINE Steps StepsOf(const RopeBox& box, int32_t x_blocks, int32_t shift, bool dense) {
+  /// x_blocks: from row to row in fp32.
+  ROPE_INLINE Steps StepsOf(const RopeBox& box, int32_t x_blocks) {
     const RopeTensor& t = *box.rows;
     const int32_t line = t.parts ? 1 : box.inner + box.k_heads;
     const int32_t lines = t.parts ? box.inner : box.outer;
@@ -436,7 +423,6 @@ class RopeKernel {
     const int32_t stride = across ? line : 1, next = across ? 1 : line;
     // Heads of a token read its table again and again.
     const int32_t table_blocks = across == (t.over_tokens != 0) ? blocks : 0;
-    const bool seamless = dense && step * line << shift <= kMaxRepeats;
     return {&t,
             box.tensor,
             line,
@@ -451,7 +437,7 @@ class RopeKernel {
             next * x_blocks * kFloatBlock,
             next * blocks * kFloatBlock,
             (blocks - table_blocks) * kFloatBlock,
-            seamless ? shift : 0};
+            step * line << t.shift <= kMaxRepeats ? t.shift : 0};
   }
 
   /// Rotates the box at byte `at` of the ring in place. token: of its first row, in the tile.
@@ -480,7 +466,7 @@ class RopeKernel {
       Multiply(x, steps, token, lines);
       if constexpr (kJoin) {  // as two planes, which is what JoinPairs reads
         const Rows<float> first{ring_, at, plane};
-        const Rows<float> second = first.After(rows * half * kFloatBytes);
+        Rows<float> second = first.After(rows * half * kFloatBytes);
         Combine(first, rows * half * kFloatBytes, rows);
         JoinPairs<Bits>({Address(x), Address(cos_product_), {Address(first), Address(second)}},
                         pairs, Address(sin_product_), rows * plane);
@@ -631,6 +617,40 @@ class RopeKernel {
     if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
   }
 
+  /// Halves of rows -> the same columns of others, copied, widened or rounded.
+  template <typename To, typename From>
+  ROPE_INLINE void ConvertHalves(const Rows<To>& to, const Rows<To>& to2, const Rows<From>& from,
+                                 const Rows<From>& from2, const Columns& columns, int32_t rows) {
+    for (int32_t i = 0;; i += kRepeatFloats) {
+      const int32_t left = columns.width - i;
+      if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
+      Convert(to[i], from[i], static_cast<uint8_t>(to.blocks), static_cast<uint8_t>(from.blocks),
+              static_cast<uint8_t>(rows));
+      Convert(to2[i], from2[i], static_cast<uint8_t>(to.blocks), static_cast<uint8_t>(from.blocks),
+              static_cast<uint8_t>(rows));
+      if (left <= kRepeatFloats) break;
+    }
+    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
+  }
+
+  template <typename To, typename From>
+  ROPE_INLINE void Convert(const LocalTensor<To>& to, const LocalTensor<From>& from,
+                           uint8_t to_blocks, uint8_t from_blocks, uint8_t repeats) {
+    if constexpr (Same<To, From>::value) {
+      AscendC::CopyRepeatParams params;
+      params.dstStride = 1;
+      params.srcStride = 1;
+      params.dstRepeatSize = to_blocks;
+      params.srcRepeatSize = from_blocks;
+      AscendC::Copy<To, false>(to, from, MASK_PLACEHOLDER, repeats, params);
+    } else {
+      constexpr RoundMode kMode =
+          Same<To, float>::value ? RoundMode::CAST_NONE : RoundMode::CAST_RINT;
+      const UnaryRepeatParams params(1, 1, to_blocks, from_blocks);
+      AscendC::Cast<To, From, false>(to, from, kMode, MASK_PLACEHOLDER, repeats, params);
+    }
+  }
+
   // ---- Pairs <-> halves ---------------------------------------------------------------------
 
   /// Pairs x -> two halves `to` in fp32. Where they are transposed, the lines between lie in
@@ -644,16 +664,10 @@ class RopeKernel {
       const int32_t plane = p_.half_pitch / kBlock;  // blocks of a row
       const Columns columns{p_.lanes, p_.half_mask};
       const Rows<T> even{sin_product_, 0, plane};
-      const Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
-      const Rows<float> to2 = to.After(p_.half_pitch * kFloatBytes);
+      Rows<T> odd = even.After(SplitBlocks(rows * plane) * kBlockBytes);
+      Rows<float> to2 = to.After(p_.half_pitch * kFloatBytes);
       SplitPairs<Bits>({Address(x), lines, {Address(even), Address(odd)}}, pairs, rows * plane);
-      if constexpr (kFloat) {
-        CopyRows(to, even, columns, rows);
-        CopyRows(to2, odd, columns, rows);
-      } else {
-        CastRows(to, even, columns, rows, RoundMode::CAST_NONE);
-        CastRows(to2, odd, columns, rows, RoundMode::CAST_NONE);
-      }
+      ConvertHalves(to, to2, even, odd, columns, rows);
     }
     AscendC::PipeBarrier<PIPE_V>();
   }
@@ -667,9 +681,8 @@ class RopeKernel {
       const int32_t plane = p_.half_pitch / kBlock;
       const Columns columns{p_.lanes, p_.half_mask};
       const Rows<T> first{cos_product_, 0, plane};
-      const Rows<T> second = first.After(rows * plane * kBlockBytes);
-      CastRows(first, y, columns, rows, RoundMode::CAST_RINT);
-      CastRows(second, y.After(p_.half_pitch * kFloatBytes), columns, rows, RoundMode::CAST_RINT);
+      Rows<T> second = first.After(rows * plane * kBlockBytes);
+      ConvertHalves(first, second, y, y.After(p_.half_pitch * kFloatBytes), columns, rows);
       AscendC::PipeBarrier<PIPE_V>();
       // Once the planes are in lines, their buffer is spare.
       JoinPairs<Bits>({Address(to), Address(y), {Address(first), Address(second)}}, pairs,

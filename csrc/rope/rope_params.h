@@ -56,6 +56,7 @@ struct RopeColumns {
   uint8_t fill;       // bytes of zeros that are loaded behind them: to the end of their last block,
                       // or of the one after it
   uint8_t ub_gap;     // whole blocks that are left alone from there to the next row
+  uint8_t last;       // of a row's
 };
 
 /// How rows of one tensor move between global memory and the unified buffer. In a box, rows lie in
@@ -63,9 +64,8 @@ struct RopeColumns {
 struct RopeMove {
   int64_t batch, token, head;  // bytes between neighbours in global memory
   int64_t inner, outer;        // bytes from row to row of a line, and from line to line
-  int32_t halves;              // 2: a row is moved as two rows, its halves; else 1
-  int32_t runs;                // rows of a line have no seam on either side: they are one block
-  int32_t groups;              // of columns
+  uint8_t halves;              // 2: a row is moved as two rows, its halves; else 1
+  uint8_t runs;                // rows of a line have no seam on either side: they are one block
   RopeColumns columns[4];
 };
 
@@ -73,24 +73,25 @@ struct RopeMove {
 struct RopeTensor {
   RopeMove in, out;
   int32_t heads;
-  int32_t head_major;             // rows of a box: 0 [token][head], 1 [head][token]
   int32_t box_tokens, box_heads;  // most of a box
-  int32_t parts;                  // a box is part of a line: each of its rows counts as a line then
   int32_t step_lines;             // most lines that one round of vector instructions rotates
-  int32_t over_tokens;            // from line to line the token changes, not the head
   int32_t row_blocks;             // 32-byte blocks from row to row in the unified buffer
   int32_t row_offset;             // bytes from a row's beginning there to what is rotated
   // Pairs that are transposed: neighbours (two blocks each) that lie after each other, and bytes to
   // the next so many.
   int32_t pair_rows, pair_pitch;
+  uint8_t head_major;   // rows of a box: 0 [token][head], 1 [head][token]
+  uint8_t parts;        // a box is part of a line: each of its rows counts as a line then
+  uint8_t over_tokens;  // from line to line the token changes, not the head
+  uint8_t shift;  // rows in the unified buffer are 2^shift full repeats and have no gap; else 0
 };
 
 /// cos or sin. Strides are 0 where it is broadcast.
 struct RopeTable {
   RopeMove in;
-  int32_t one_row;  // a row serves all tokens
   int32_t blocks;   // 32-byte blocks from row to row, as loaded or taken apart; 0 for one_row
-  int32_t swap;     // its second half comes first in the tile: S = [sin2 | sin1]
+  uint8_t one_row;  // a row serves all tokens
+  uint8_t swap;     // its second half comes first in the tile: S = [sin2 | sin1]
 };
 
 /// The unified buffer: bytes from its beginning. What is rotated of a row is
@@ -154,7 +155,7 @@ struct RopeParams {
   RopeLayout ub;
   RopeNormParams norm;
 
-  int32_t rotary_dim;
+  int32_t half;               // columns of a half
   int32_t half_pitch;         // elements from the first half of a row to the second
   int32_t table_half_blocks;  // 32-byte blocks of a half in the tables as loaded
   int32_t table_second;       // bytes from there to the second half: 0 where one serves as both
@@ -165,22 +166,22 @@ struct RopeParams {
   uint64_t half_mask;         // lanes of the last repeat of a half
   uint64_t pair_mask[2];      // the same for 16-bit elements of pairs: low, high
   uint64_t table_mask;        // the same for a half without padding
-  int32_t table_dtype;        // kTableFloat16, ...
-  int32_t round_tables;       // round the tables to q's dtype first
-  int32_t half_tables;        // table rows hold rotary_dim / 2 entries
-  int32_t split_tables;       // table rows are (2i, 2i + 1) pairs
-  int32_t split_in;           // rows come as (2i, 2i + 1) pairs, else as two halves
-  int32_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
-  int32_t transpose;          // the transposed rotation
-  int32_t round_each;         // round the products to q's dtype
-  int32_t upright;            // how pairs are rotated: kUprightTokens, kUprightHeads or 0
-  int32_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
+  uint8_t table_dtype;        // kTableFloat16, ...
+  uint8_t round_tables;       // round the tables to q's dtype first
+  uint8_t half_tables;        // table rows hold rotary_dim / 2 entries
+  uint8_t split_tables;       // table rows are (2i, 2i + 1) pairs
+  uint8_t split_in;           // rows come as (2i, 2i + 1) pairs, else as two halves
+  uint8_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
+  uint8_t transpose;          // the transposed rotation
+  uint8_t round_each;         // round the products to q's dtype
+  uint8_t upright;            // how pairs are rotated: kUprightTokens, kUprightHeads or 0
+  uint8_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
+  uint8_t joined;  // each core has one token, all of whose rows are one box: q's, then k's
 
   // How the work is cut. Cores form a grid: token_parts × head_parts. Parts are even, the first
   // `more` of them are one longer.
   int32_t token_parts, head_parts;
   int32_t part_tokens, more_tokens, part_heads, more_heads;
-  int32_t joined;       // each core has one token, all of whose rows are one box: q's, then k's
   int32_t tokens;       // of one batch
   int32_t tile_tokens;  // tokens whose tables are in the unified buffer at once
   int32_t box_rows;     // most rows of one load: (tokens of the tile) × heads
@@ -221,16 +222,20 @@ class RopeWalk {
     const int32_t head = head_part * p_.part_heads + Min(head_part, p_.more_heads);
     const int32_t head_end = head + p_.part_heads + (head_part < p_.more_heads);
     const int32_t q_heads = p_.tensors[0].heads;
-    heads_begin_[0] = Min(head, q_heads);
-    heads_end_[0] = Min(head_end, q_heads);
-    heads_begin_[1] = Max(head - q_heads, 0);
-    heads_end_[1] = Max(head_end - q_heads, 0);
+    q_begin_ = Min(head, q_heads);
+    q_end_ = Min(head_end, q_heads);
+    k_begin_ = Max(head - q_heads, 0);
+    k_end_ = Max(head_end - q_heads, 0);
+    joined_ = 0;
+    if (p_.joined && head < q_heads) {
+      joined_ = k_end_;
+      k_end_ = 0;
+    }
   }
 
   /// The first box: a core has at least one.
   ROPE_INLINE void First(RopeBox& box) {
     StartTile();
-    if (head_ >= head_end_) StartTensor(1);
     MakeBox(box);
   }
 
@@ -249,19 +254,16 @@ class RopeWalk {
       token_ = 0;
       head_ += box.heads;
     }
-    while (head_ >= head_end_) {
-      if (tensor_ == 0 && !p_.joined) {
-        StartTensor(1);
-      } else {
-        left_ -= tile_tokens_;
-        if (left_ <= 0) return false;
-        tile_token_ += tile_tokens_;
-        if (tile_token_ == p_.tokens) {
-          tile_token_ = 0;
-          ++batch_;
-        }
-        StartTile();
+    if (head_ >= head_end_ && tensor_ == 0) StartK();
+    if (head_ >= head_end_) {
+      left_ -= tile_tokens_;
+      if (left_ <= 0) return false;
+      tile_token_ += tile_tokens_;
+      if (tile_token_ == p_.tokens) {
+        tile_token_ = 0;
+        ++batch_;
       }
+      StartTile();
     }
     MakeBox(box);
     return true;
@@ -271,26 +273,32 @@ class RopeWalk {
   ROPE_INLINE void StartTile() {
     tile_tokens_ = Min(Min(p_.tile_tokens, left_), p_.tokens - tile_token_);
     starts_tile_ = 1;
-    StartTensor(0);
+    tensor_ = 0;
+    rows_ = &p_.tensors[0];
+    head_ = q_begin_;
+    head_end_ = q_end_;
+    token_ = 0;
+    if (q_begin_ >= q_end_) StartK();
   }
 
-  ROPE_INLINE void StartTensor(int32_t tensor) {
-    tensor_ = tensor;
-    head_ = next_ = heads_begin_[tensor];
-    head_end_ = heads_end_[tensor];
+  ROPE_INLINE void StartK() {
+    tensor_ = 1;
+    rows_ = &p_.tensors[1];
+    head_ = k_begin_;
+    head_end_ = k_end_;
     token_ = 0;
   }
 
   ROPE_INLINE void MakeBox(RopeBox& box) {
-    const RopeTensor& t = p_.tensors[tensor_];
+    const RopeTensor& t = *rows_;
     box.tensor = tensor_;
-    box.rows = &t;
+    box.rows = rows_;
     box.batch = batch_;
     box.token = tile_token_ + token_;
     box.tokens = Min(t.box_tokens, tile_tokens_ - token_);
     box.head = head_;
     box.heads = Min(t.box_heads, head_end_ - head_);
-    box.k_heads = p_.joined && tensor_ == 0 ? heads_end_[1] : 0;
+    box.k_heads = joined_;
     box.inner = t.head_major ? box.tokens : box.heads;
     box.outer = t.head_major ? box.heads : box.tokens;
     box.in = box.batch * t.in.batch + box.token * t.in.token + box.head * t.in.head;
@@ -312,10 +320,12 @@ class RopeWalk {
   }
 
   const RopeParams& p_;
-  int32_t left_;                           // tokens of the core, from this tile on
-  int32_t heads_begin_[2], heads_end_[2];  // of the core in q and k
+  int32_t left_;                               // tokens of the core, from this tile on
+  int32_t q_begin_, q_end_, k_begin_, k_end_;  // heads of the core
+  int32_t joined_;                             // heads of k that are in q's box instead
   int32_t batch_, tile_token_, tile_tokens_;
   int32_t starts_tile_, tensor_;
+  const RopeTensor* rows_;
   int32_t head_, head_end_, token_;  // of the box that the following ones are like
   // Along tokens or heads: where the next box would begin, its length, and where boxes end.
   int32_t next_, piece_, end_;

@@ -190,12 +190,21 @@ RopeColumns columns_of(bool load, int64_t gm, int64_t ub, int64_t bytes, int64_t
                        int64_t filled) {
   const int64_t fill = load ? std::min<int64_t>(filled - bytes, kBlockBytes) : 0;
   const int64_t gap = pitch - AlignUp(bytes + fill, kBlockBytes);
-  return {static_cast<uint16_t>(gm),    static_cast<uint16_t>(ub),
-          static_cast<uint16_t>(bytes), static_cast<uint16_t>(pitch),
-          static_cast<uint8_t>(fill),   static_cast<uint8_t>(gap / kBlockBytes)};
+  return {static_cast<uint16_t>(gm),
+          static_cast<uint16_t>(ub),
+          static_cast<uint16_t>(bytes),
+          static_cast<uint16_t>(pitch),
+          static_cast<uint8_t>(fill),
+          static_cast<uint8_t>(gap / kBlockBytes),
+          1};
 }
 
-void add(RopeMove& move, const RopeColumns& columns) { move.columns[move.groups++] = columns; }
+/// A group of columns more.
+void add(RopeMove& move, const RopeColumns& columns) {
+  int i = 0;
+  while (move.columns[i].bytes > 0) move.columns[i++].last = 0;
+  move.columns[i] = columns;
+}
 
 /// Two halves of `half` bytes, half_pitch bytes apart in the unified buffer: as one run where that
 /// is as they lie, as rows of their own where rows have no seam in global memory, else as two
@@ -217,7 +226,7 @@ void add_halves(RopeMove& move, bool load, int64_t gm, int64_t half, int64_t hal
 /// What remains once the columns are known: whether rows of a line are one block.
 void finish(RopeMove& move, int64_t inner_count, int64_t outer_count) {
   const RopeColumns& first = move.columns[0];
-  move.runs = move.groups == 1 && first.bytes == first.ub_pitch && move.inner == first.bytes &&
+  move.runs = first.last && first.bytes == first.ub_pitch && move.inner == first.bytes &&
               (outer_count == 1 || move.outer >= inner_count * move.inner);
 }
 
@@ -774,7 +783,7 @@ bool choose_upright(const RopeGeometry& g, const Chip& chip, Rows (&rows)[2], Ro
   if (bf16 && p.half_pitch % kRepeatFloats == 0) return false;
 
   RopeParams u = p;
-  u.upright = upright;
+  u.upright = static_cast<uint8_t>(upright);
   u.float_blocks = static_cast<int32_t>(g.rotary_dim * 4 / kBlockBytes + (heads_abreast ? 0 : 2));
   for (int64_t run = std::min(longest, 4 * kMaxRepeats / g.rotary_dim); run >= least_run; --run) {
     const int64_t tile = std::min(tokens, heads_abreast ? run : int64_t{kUnit});
@@ -858,8 +867,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   if (g.batch * g.tokens * (g.q_heads + g.k_heads) == 0) return plan;
 
   RopeParams& p = plan.params;
-  p.rotary_dim = static_cast<int32_t>(g.rotary_dim);
-  p.table_dtype = static_cast<int32_t>(g.table_dtype);
+  p.half = static_cast<int32_t>(g.rotary_dim / 2);
+  p.table_dtype = static_cast<uint8_t>(g.table_dtype);
   p.round_tables = g.cast_tables && g.dtype != DType::kFloat32 && g.table_dtype != g.dtype;
   p.half_tables = g.half_tables;
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
@@ -894,6 +903,9 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
     t.heads = static_cast<int32_t>(r.heads);
     t.head_major = r.head_major;
     t.row_blocks = static_cast<int32_t>(pitch / kBlockBytes);
+    const bool seamless =
+        pitch == (norms(g) && !p.split_in ? g.head_dim : 2 * p.half_pitch) * size_of(g.dtype);
+    t.shift = seamless ? static_cast<uint8_t>((norms(g) ? p.norm.row : p.row).shift) : 0;
     t.row_offset = static_cast<int32_t>(r.whole ? g.rotary_offset * size_of(g.dtype) : 0);
     t.pair_rows = static_cast<int32_t>(between ? half / block : kUnit);
     t.pair_pitch = static_cast<int32_t>(between ? pitch : 2 * kUnit * kBlockBytes);

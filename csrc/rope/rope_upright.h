@@ -55,7 +55,7 @@ class UprightStep {
   /// C and S of `tokens` tokens as rows, one after the other -> upright.
   ROPE_INLINE void StandTables(const AscendC::LocalTensor<uint8_t>& rows, int32_t tokens) {
     const bool alike = p_.upright == kUprightHeads;
-    const int32_t columns = p_.rotary_dim / kFloatBlock;  // blocks of them
+    const int32_t columns = 2 * p_.half / kFloatBlock;  // blocks of them
     const int32_t pitch = p_.float_blocks * kBlockBytes;
     for (int32_t i = 0; i < 2; ++i) {
       uint64_t to[kUnit], from[kUnit];
@@ -139,7 +139,7 @@ class UprightStep {
 
   /// P = x*C, Q = x*S: both planes of one row of all lines by one instruction each.
   ROPE_INLINE void Multiply(int32_t run, int32_t second, int32_t token) {
-    const int32_t half = p_.rotary_dim / 2 * kUnit * kFloatBytes;  // bytes of a row in a plane
+    const int32_t half = p_.half * kUnit * kFloatBytes;  // bytes of a row in a plane
     const uint8_t repeats = static_cast<uint8_t>(half / (kRepeatBlocks * kBlockBytes));
     const bool alike = p_.upright == kUprightHeads;
     const AscendC::BinaryRepeatParams dense(1, 1, 1, kRepeatBlocks, kRepeatBlocks, kRepeatBlocks);
