@@ -199,6 +199,13 @@ def test_vector_passes(style: str, dtype: torch.dtype, more: float) -> None:
     assert passes(both) - passes(alone) == pytest.approx(more / 2 + small, rel=0.05)
 
 
+@pytest.mark.parametrize("rotary_dim", [None, 64])
+def test_no_product_meets_another_row_in_a_bank(rotary_dim: int | None) -> None:
+    """Neither a factor's block the row that it multiplies, nor what is made of rows the rows."""
+    counters = run_prefill(64, rotary_dim=rotary_dim).trace.counters
+    assert {count.conflicts for count in counters.vector if count.api == "Mul"} == {0}
+
+
 def test_rows_of_none_are_only_rotated() -> None:
     both, only_q = (run_prefill(64, which=which).trace for which in ("qk", "q"))
     assert only_q.repeats("BlockReduceSum") < both.repeats("BlockReduceSum")
