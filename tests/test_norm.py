@@ -173,7 +173,7 @@ def test_rows_of_one_magnitude(style: str, round_each: bool) -> None:
     tokens, heads, dim = len(tables), len(rows), 64
     q = values(rows[None, :, None], tokens, heads, dim).bfloat16()
     cos, sin = (values(tables[:, None], tokens, dim).float() for _ in range(2))
-    for exponent, eps in itertools.product((-60, -22, -19, 0, 19, 21, 60), (0.0, 1e-6, 1e12)):
+    for exponent, eps in itertools.product((-90, -60, -22, -19, 0, 19, 21, 60), (0.0, 1e-6, 1e12)):
         weight = values(torch.tensor(exponent), dim).bfloat16()
         arguments = q, q[:, ::8], weight, weight.flip(0), cos, sin
         options = {**STYLES[style], "round_each": round_each, "eps": eps}

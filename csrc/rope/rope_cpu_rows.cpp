@@ -507,8 +507,10 @@ struct Rotation {
     const bool dealt = interleaved && !geometry.half_tables;
     const int64_t second = geometry.half_tables ? 0 : pairs;
     const bool transpose = geometry.transpose;
-    const bool moderate = T::kPairwise && moderate_or_zero(cos, size, 0x1p40f) &&
-                          moderate_or_zero(sin, size, 0x1p40f);
+    bool moderate = false;
+    if constexpr (kPairwise || kModerately) {
+      moderate = moderate_or_zero(cos, size, 0x1p40f) && moderate_or_zero(sin, size, 0x1p40f);
+    }
     const bool pairwise = kPairwise && moderate;
 
     const int64_t floats = pairwise ? 2 : 4;  // of a pair
@@ -519,11 +521,13 @@ struct Rotation {
   }
 
   /// Whether every magnitude lies between 1 / largest and largest, or is 0.
-  static bool moderate_or_zero(const Compute* row, int64_t size, Compute largest) {
-    int outside = 0;
+  static bool moderate_or_zero(const float* row, int64_t size, float largest) {
+    const uint32_t least = bit_cast<uint32_t>(1 / largest);
+    const uint32_t range = bit_cast<uint32_t>(largest) - least;
+    uint32_t outside = 0;
     for (int64_t i = 0; i < size; ++i) {
-      const Compute magnitude = row[i] < 0 ? -row[i] : row[i];
-      outside |= !((magnitude >= 1 / largest && magnitude <= largest) || magnitude == 0);
+      const uint32_t magnitude = bit_cast<uint32_t>(row[i]) & 0x7fffffffu;
+      outside |= magnitude - least > range && magnitude != 0;
     }
     return !outside;
   }
@@ -632,7 +636,7 @@ struct Rotation {
   /// Of q or k: weight_offset + weight, in the row's order and as Scales has them; ones where it is
   /// not normalized.
   struct Weights {
-    bool normalize, moderate;
+    bool normalize, moderate = false;
     alignas(kLineBytes) Compute in_order[kMaxDim];
     alignas(kLineBytes) Compute rotated[kMaxDim];
   };
@@ -647,7 +651,9 @@ struct Rotation {
     for (int64_t i = 0; i < geometry.head_dim; ++i) {
       weights.in_order[i] = normalize ? offset + weights.in_order[i] : Compute{1};
     }
-    weights.moderate = moderate_or_zero(weights.in_order, geometry.head_dim, 0x1p20f);
+    if constexpr (kModerately) {
+      weights.moderate = moderate_or_zero(weights.in_order, geometry.head_dim, 0x1p20f);
+    }
     const int64_t pairs = geometry.rotary_dim / 2;
     for_each_step(pairs, [&](auto step, int64_t first) {
       arrange_weights(step, weights.in_order + geometry.rotary_offset, first, pairs,
