@@ -175,10 +175,25 @@ def test_rows_of_one_magnitude(style: str, round_each: bool) -> None:
     cos, sin = (values(tables[:, None], tokens, dim).float() for _ in range(2))
     for exponent, eps in itertools.product((-90, -60, -22, -19, 0, 19, 21, 60), (0.0, 1e-6, 1e12)):
         weight = values(torch.tensor(exponent), dim).bfloat16()
-        arguments = q, q[:, ::8], weight, weight.flip(0), cos, sin
+        # The second: rows of 2^-31 to 2^-27 alone, for what is asked is asked of all of some heads.
+        arguments = q, q[:, 22:27], weight, weight.flip(0), cos, sin
         options = {**STYLES[style], "round_each": round_each, "eps": eps}
         expected = npu_rope.reference.norm_apply(*arguments, **options)
         assert_same(rope.norm_apply(*arguments, **options), expected)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_long_rows_of_small_numbers(style: str) -> None:
+    """Rows so long that they are not asked what test_rows_of_one_magnitude is about."""
+    torch.manual_seed(0)
+    q = torch.ldexp(1 + torch.rand(2, 5, 1024), torch.tensor(-60)).bfloat16()
+    weight = torch.full((1024,), 2.0**-19).bfloat16()
+    tables = torch.ldexp(1 + torch.rand(2, 2, 1024), torch.tensor(-38))
+    arguments, options = (q, q, weight, weight, *tables), {**STYLES[style], "eps": 1e6}
+    expected = npu_rope.reference.norm_apply(*arguments, **options)
+    subnormal = expected[0].abs() < torch.finfo(torch.bfloat16).smallest_normal
+    assert (subnormal & (expected[0] != 0)).any()
+    assert_same(rope.norm_apply(*arguments, **options), expected)
 
 
 PROGRAM = """
@@ -275,16 +290,22 @@ def test_a_weight_on_another_device_is_refused() -> None:
         rope.norm_apply(**good(q_weight=torch.ones(16, device="meta")))
 
 
-def test_weights_apart_from_what_is_written() -> None:
+@pytest.mark.parametrize("written", "qk")
+def test_weights_apart_from_what_is_written(written: str) -> None:
     memory = torch.zeros(400)
-    q, weight = memory[:240].view(5, 3, 16), memory[100:116]
+    rows, weight = memory[:240].view(5, 3, 16), memory[100:116]
+    outs = {"q_out": torch.ones(5, 3, 16), "k_out": torch.ones(5, 3, 16)}
+    other = good(k=torch.ones(5, 3, 16))
     cases: list[Callable[[], Any]] = [
-        lambda: rope.norm_apply_(**good(q=q, q_weight=weight)),
-        lambda: rope.norm_apply_(**good(q=q, k_weight=weight)),
-        lambda: rope.norm_apply.out(**good(k_weight=weight), q_out=q, k_out=torch.ones(5, 2, 16)),
+        lambda: rope.norm_apply_(**{**other, written: rows, "q_weight": weight}),
+        lambda: rope.norm_apply_(**{**other, written: rows, "k_weight": weight}),
+        lambda: rope.norm_apply.out(
+            **{**other, "k_weight": weight}, **{**outs, f"{written}_out": rows}
+        ),
     ]
     for function in cases:
-        unchanged(function, [memory], ValueError, "_weight overlaps what is written for q")
+        match = f"_weight overlaps what is written for {written}"
+        unchanged(function, [memory], ValueError, match)
 
 
 def test_npu_tensors_are_refused_clearly_without_the_npu_library() -> None:
