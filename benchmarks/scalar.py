@@ -45,6 +45,7 @@ HELD = (
     *(f"Qwen2.5-72B, {n}" for n in (1, 8, 64, 256, 4096)),
     *(f"{name}, {n}" for name in ("Qwen3-32B", "DeepSeek-V2/V3", "Command-R+", "GLM-4-9B")
       for n in (1, 64, 4096)),
+    "Qwen3-32B with norm, 64", "Qwen3-32B with norm, 4096",
     "Qwen2.5-VL vision, 64", "Qwen2.5-VL vision, 4096", "Qwen3-VL vision, 4096",
 )  # fmt: skip
 
