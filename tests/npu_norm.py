@@ -106,6 +106,17 @@ def test_out_writes_into_views_of_any_strides(rows: str) -> None:
         assert_as_defined(got, expected)
 
 
+def test_weights_of_any_stride() -> None:
+    call = Call(Sample(tokens=3, head_dim=64))
+    q, k, q_weight, k_weight, cos, sin = call.tensors()
+    expected = ops.norm_apply(q, k, q_weight, k_weight, cos, sin, **call.options)
+    strided = torch.stack((q_weight, k_weight), -1).npu()
+    q, k, cos, sin = on_device((q, k, cos, sin))
+    got = ops.norm_apply(q, k, strided[:, 0], strided[:, 1], cos, sin, **call.options)
+    for one, other in zip(got, expected, strict=True):
+        assert_as_defined(one, other)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_special_values(eps: float) -> None:
     """A row of zeros, of the largest numbers, infinities, NaN."""

@@ -290,6 +290,16 @@ def test_a_weight_on_another_device_is_refused() -> None:
         rope.norm_apply(**good(q_weight=torch.ones(16, device="meta")))
 
 
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+def test_weights_of_any_stride(weight_dtype: torch.dtype) -> None:
+    call = Call(Sample(tokens=3, head_dim=48), weight_dtype=weight_dtype)
+    q, k, q_weight, k_weight, cos, sin = call.tensors()
+    expected = rope.norm_apply(q, k, q_weight, k_weight, cos, sin, **call.options)
+    strided = torch.stack((q_weight, k_weight), -1)
+    for one, other in ((strided[:, 0], strided[:, 1]), (q_weight, strided[:, 1])):
+        assert_same(rope.norm_apply(q, k, one, other, cos, sin, **call.options), expected)
+
+
 @pytest.mark.parametrize("written", "qk")
 def test_weights_apart_from_what_is_written(written: str) -> None:
     memory = torch.zeros(400)
