@@ -19,6 +19,7 @@ COMMANDS = {
     "kernel": ("bench_kernel", "NPU kernel on simulated cores: what it does, counted"),
     "scalar": ("scalar", "NPU kernel: the scalar instructions of a core, counted"),
     "model": ("bench_model", "NPU kernel and LMDeploy's default on 910B1 to B4: modelled"),
+    "cores": ("bench_cores", "the plan's number of cores beside others: modelled at both ends"),
     "cannbench": ("bench_cannbench", "CANN-Bench's rotary task: its cases, score and times"),
     "npu": ("bench_npu", "NPU kernel and its peers on an NPU: measured by device events"),
     "timeline": ("timeline", "the pipes of one core: Chrome trace and picture, modelled"),

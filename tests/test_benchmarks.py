@@ -12,6 +12,7 @@ from npu_rope import _C, simulator
 
 from benchmarks import (
     bench_cannbench,
+    bench_cores,
     chain,
     chip_tables,
     measured_rows,
@@ -422,6 +423,17 @@ def test_cannbench_cases() -> None:
     assert bench_cannbench.inputs(by[14])[0].isnan().all()
     nan = torch.tensor([float("nan"), 1.0])
     assert bench_cannbench.same(nan, nan) and not bench_cannbench.same(nan, torch.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["Qwen3-32B, 64", "Qwen2.5-72B tp4, 64", "GLM-4-9B, 64"])
+def test_no_other_number_of_cores_is_much_better(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At either end of what a core more costs."""
+    monkeypatch.setattr(chip_tables, "tables", lambda soc: TABLES)
+    row = bench_cores.row(shapes.find(name))
+    assert max(row["regret %"]) < 10
+    assert row["best cores"][1] <= row["cores"] <= row["best cores"][0]
 
 
 @pytest.mark.parametrize("number", [14, 19])

@@ -142,8 +142,8 @@ def test_columns_that_pass_through(shape: tuple[int, int, int], style: str, layo
 @pytest.mark.parametrize("half_tables", [False, True])
 @pytest.mark.parametrize(
     ("layout", "shape"),
-    [("BSND", (1, 799, 7, 64)), ("BSND", (5, 200, 5, 32)), ("BNSD", (4, 60, 61, 64)),
-     ("BNSD", (1, 29, 100, 32))],
+    [("BSND", (1, 911, 7, 64)), ("BSND", (5, 200, 5, 32)), ("BNSD", (3, 29, 41, 64)),
+     ("BNSD", (1, 77, 41, 32))],
 )  # fmt: skip
 def test_upright_rows(
     layout: str, shape: tuple[int, ...], half_tables: bool, dtype: torch.dtype
@@ -306,7 +306,8 @@ def test_vector_passes(
     style: str, dtype: torch.dtype, table_dtype: torch.dtype, rows: float, tables: float
 ) -> None:
     run = run_shape(Shape(192, 64, 8, 128), dtype, table_dtype, style)
-    assert passes(run) == pytest.approx(rows + tables / 72)
+    # A core's tables of pairs may end in part of a unit.
+    assert passes(run) == pytest.approx(rows + tables / 72, rel=3e-3)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +391,7 @@ def test_long_transfers_of_whole_rows(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_one_token_takes_a_handful_of_transfers(style: str) -> None:
     trace = run_shape(Shape(1, 64, 8, 128), style=style).trace
-    assert trace.cores_used == 4
+    assert trace.cores_used == 3
     assert max(c.counters.loads + c.counters.stores for c in trace.cores) <= 6
 
 

@@ -447,7 +447,7 @@ Cut cut(const RopeGeometry& g, const RopeParams& p, const Rows (&rows)[2], int64
         rows[i].head_major ? kEvenTokens : box_of(heads, most, rows[i], most).outer;
     if (lines <= tokens) whole = std::max(whole, lines);
   }
-  tokens -= tokens % whole;
+  if (tokens < core_tokens(g, p)) tokens -= tokens % whole;
   c.tile_tokens = tokens;
   c.box_rows = 1;
   c.shortest = INT64_MAX;
