@@ -27,7 +27,8 @@ struct Rows {
   ROPE_INLINE AscendC::LocalTensor<B> operator[](int32_t column) const {
     return part[begin + column * static_cast<int32_t>(sizeof(B))].template ReinterpretCast<B>();
   }
-  /// Rows that begin so many bytes further on.
+  /// Rows that begin so many bytes further on. What holds them is not const: g++ keeps a const
+  /// that a function returned in memory, and with it every tensor that it refers to.
   ROPE_INLINE Rows After(int32_t bytes) const { return {part, begin + bytes, blocks}; }
 };
 
