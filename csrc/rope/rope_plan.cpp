@@ -362,6 +362,7 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
   const int64_t columns = in_place && !norms(g) ? g.rotary_dim : g.head_dim;
   const int64_t row = 2 * columns * size_of(g.dtype);
   const int64_t tables = 2 * g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
+  const double bytes_per_ns = p.join_out ? kPairBytesPerNs : kBytesPerNs;
   double least = 0;
   for (int64_t head_parts = 1; head_parts <= std::min(heads, max_cores); ++head_parts) {
     const int64_t token_bytes = CeilDiv(heads, head_parts) * row + tables;
@@ -369,7 +370,7 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
     for (int64_t token_parts = 1; token_parts <= most; ++token_parts) {
       const double bytes = static_cast<double>(CeilDiv(tokens, token_parts) * token_bytes);
       const double ns =
-          kStartNs * static_cast<double>(head_parts * token_parts) + bytes / kBytesPerNs;
+          kStartNs * static_cast<double>(head_parts * token_parts) + bytes / bytes_per_ns;
       if (p.token_parts == 0 || ns < least) {
         least = ns;
         p.token_parts = static_cast<int32_t>(token_parts);
@@ -628,8 +629,9 @@ void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[
                                    (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes);
   const int64_t core_rows = core_tokens(g, p) * (p.part_heads + (p.more_heads > 0));
   const bool few = core_rows * held < kFewTransfers * kTransfer;
-  // Steps that join pairs have half as many instructions again, so their rows count for more.
-  const int64_t least = few ? kTransfer / 4 : p.join_out ? kTransfer * 3 / 4 : kTransfer;
+  // Steps that join pairs or norm have half as many instructions again: their rows count for more.
+  const bool long_steps = p.join_out || norms(g);
+  const int64_t least = few ? kTransfer / 4 : long_steps ? kTransfer * 3 / 4 : kTransfer;
 
   Cut chosen = joined_cut(p, rows);
   p.joined = can_join(g, p, rows) && chosen.box_rows * held <= 2 * kTransfer;
