@@ -142,8 +142,8 @@ def test_columns_that_pass_through(shape: tuple[int, int, int], style: str, layo
 @pytest.mark.parametrize("half_tables", [False, True])
 @pytest.mark.parametrize(
     ("layout", "shape"),
-    [("BSND", (1, 911, 7, 64)), ("BSND", (5, 200, 5, 32)), ("BNSD", (3, 29, 41, 64)),
-     ("BNSD", (1, 77, 41, 32))],
+    [("BSND", (1, 1487, 7, 64)), ("BSND", (5, 200, 5, 32)), ("BNSD", (3, 29, 119, 64)),
+     ("BNSD", (1, 77, 83, 32))],
 )  # fmt: skip
 def test_upright_rows(
     layout: str, shape: tuple[int, ...], half_tables: bool, dtype: torch.dtype
