@@ -190,10 +190,8 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
   /// Whole rows as loaded -> fp32.
   ROPE_INLINE void Widen(const Rows<float>& to, const Rows<T>& from, int32_t shift, int32_t rows) {
     const Columns columns{p_.norm.columns, p_.norm.mask};
-    if constexpr (kFloat) {
-      this->CopyRows(to, from, columns, rows);
-    } else if constexpr (kSplit) {
-      this->CastRows(to, from, columns, rows, RoundMode::CAST_NONE);
+    if constexpr (kFloat || kSplit) {
+      this->ConvertRows(to, from, columns, rows);
     } else {
       this->CastChunks(p_.norm.row, to, from, shift, rows, RoundMode::CAST_NONE);
     }
@@ -288,7 +286,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
       const Columns columns{p_.lanes, p_.half_mask};
       this->ConvertHalves(to, to.After(half), x, x.After(half), columns, rows);
     } else if constexpr (kFloat) {
-      this->CopyRows(to, x, Columns{p_.norm.columns, p_.norm.mask}, rows);
+      this->ConvertRows(to, x, Columns{p_.norm.columns, p_.norm.mask}, rows);
     } else if constexpr (kJoin) {
       this->Join(to, x, pair_rows_[box.shape->steps.tensor], box.shape->steps.shift, rows);
     } else if constexpr (kSplit) {

@@ -160,7 +160,7 @@ class RopeKernel {
         }
         AscendC::WaitFlag<HardEvent::MTE2_V>(here);
         if constexpr (kUpright) {
-          upright_.Rotate(*box.rows, here * p_.ub.slot_bytes, box.inner, token);
+          upright_.Rotate(*box.rows, here * p_.ub.slot_bytes, box.inner);
         } else {
           Rotate(steps, here * p_.ub.slot_bytes, token);
         }
@@ -562,16 +562,15 @@ class RopeKernel {
 
   // ---- Rows ---------------------------------------------------------------------------------
 
-  template <typename D, typename S>
-  ROPE_INLINE void CastRows(const Rows<D>& to, const Rows<S>& from, const Columns& columns,
-                            int32_t rows, RoundMode mode) {
-    const UnaryRepeatParams params(1, 1, static_cast<uint8_t>(to.blocks),
-                                   static_cast<uint8_t>(from.blocks));
+  /// Columns of rows, copied, widened or rounded.
+  template <typename To, typename From>
+  ROPE_INLINE void ConvertRows(const Rows<To>& to, const Rows<From>& from, const Columns& columns,
+                               int32_t rows) {
     for (int32_t i = 0;; i += kRepeatFloats) {
       const int32_t left = columns.width - i;
       if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
-      AscendC::Cast<D, S, false>(to[i], from[i], mode, MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
-                                 params);
+      Convert(to[i], from[i], static_cast<uint8_t>(to.blocks), static_cast<uint8_t>(from.blocks),
+              static_cast<uint8_t>(rows));
       if (left <= kRepeatFloats) break;
     }
     if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
@@ -600,24 +599,7 @@ class RopeKernel {
     if (count > chunks.full) AscendC::ResetMask();
   }
 
-  ROPE_INLINE void CopyRows(const Rows<float>& to, const Rows<float>& from, const Columns& columns,
-                            int32_t rows) {
-    AscendC::CopyRepeatParams params;
-    params.dstStride = 1;
-    params.srcStride = 1;
-    params.dstRepeatSize = static_cast<uint16_t>(to.blocks);
-    params.srcRepeatSize = static_cast<uint16_t>(from.blocks);
-    for (int32_t i = 0;; i += kRepeatFloats) {
-      const int32_t left = columns.width - i;
-      if (left < kRepeatFloats) AscendC::SetVectorMask<float>(0, columns.mask);
-      AscendC::Copy<float, false>(to[i], from[i], MASK_PLACEHOLDER, static_cast<uint8_t>(rows),
-                                  params);
-      if (left <= kRepeatFloats) break;
-    }
-    if (columns.width % kRepeatFloats != 0) AscendC::ResetMask();
-  }
-
-  /// Halves of rows -> the same columns of others, copied, widened or rounded.
+  /// The same with both halves of rows, an instruction of either in turn.
   template <typename To, typename From>
   ROPE_INLINE void ConvertHalves(const Rows<To>& to, const Rows<To>& to2, const Rows<From>& from,
                                  const Rows<From>& from2, const Columns& columns, int32_t rows) {

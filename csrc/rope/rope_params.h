@@ -133,7 +133,6 @@ struct RopeNormParams {
   uint64_t mask;                    // lanes of the last repeat of them
   RopeChunks row;                   // a row as it is multiplied: as one run, or as two halves
   int32_t offset;                   // columns of a row before those that are rotated
-  int32_t full;                     // all repeats of a row as loaded are full
   int32_t sum_blocks;               // blocks of sums of a row, one for each repeat: a power of two
   RopeChunks scaled;                // a row as it is multiplied by its factor
   int32_t spread;                   // by blocks this far from each other, and blocks of a factor
@@ -168,7 +167,6 @@ struct RopeParams {
   uint64_t table_mask;        // the same for a half without padding
   uint8_t table_dtype;        // kTableFloat16, ...
   uint8_t round_tables;       // round the tables to q's dtype first
-  uint8_t half_tables;        // table rows hold rotary_dim / 2 entries
   uint8_t split_tables;       // table rows are (2i, 2i + 1) pairs
   uint8_t split_in;           // rows come as (2i, 2i + 1) pairs, else as two halves
   uint8_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves

@@ -497,6 +497,21 @@ struct Room {
   int64_t step_rows;
 };
 
+/// Buffers one after the other: from which byte of the unified buffer on each lies.
+struct Placer {
+  int64_t at = 0;
+  int32_t operator()(int64_t bytes) {
+    const int64_t begin = at;
+    at += bytes;
+    return static_cast<int32_t>(begin);
+  }
+};
+
+/// Bytes of a table's row as loaded.
+int64_t raw_row(const RopeParams& p) {
+  return (p.table_second ? 2 : 1) * p.table_half_blocks * kBlockBytes;
+}
+
 /// Cuts what of the norm's part is as long as a box has rows. Whole repeats are read of all but the
 /// blocks of factors, of which Brcb writes 8 at once. Returns where it ends.
 int64_t place_factors(RopeNormParams& n, int64_t rows) {
@@ -523,37 +538,31 @@ Room lay_out_norm(const RopeGeometry& g, const Chip& chip, const RopeParams& p, 
   Room room = {};
   if (rows > kMaxRepeats || rows < c.tile_tokens) return room;
   const int64_t float_row = p.float_blocks * kBlockBytes;
-  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
   const int64_t spare = p.split_in ? kUnitBytes : 0;
   RopeNormParams norm = p.norm;
   RopeLayout& ub = room.ub;
   ub.work_bytes = static_cast<int32_t>(2 * (rows * float_row + spare));
   ub.table_bytes = static_cast<int32_t>(c.tile_tokens * float_row);
-  ub.raw_bytes = static_cast<int32_t>(AlignUp(c.tile_tokens * raw_row, 256));
+  ub.raw_bytes = static_cast<int32_t>(AlignUp(c.tile_tokens * raw_row(p), 256));
   ub.product_bytes = static_cast<int32_t>(rows * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(AlignUp(rows * held, kBankRow));
   ub.norm_bytes = static_cast<int32_t>(place_factors(norm, rows));
   ub.ring_bytes = 2 * ub.slot_bytes;
   // Products beyond the first third, where rows in fp32 are, if that leaves room for all.
   for (const bool apart : {true, false}) {
-    int64_t at = 0;
-    const auto place = [&at](int64_t bytes) {
-      const int64_t begin = at;
-      at += bytes;
-      return static_cast<int32_t>(begin);
-    };
+    Placer place;
     ub.work = place(ub.work_bytes);
     ub.upper = place(kBankRow / 2);
     ub.tables = place(2 * ub.table_bytes);
     ub.norm = place(ub.norm_bytes);  // begins with weights, placed against rows as tables are
     ub.raw = place(2 * ub.raw_bytes);
     ub.ring = place(ub.ring_bytes);
-    at = apart ? std::max(AlignUp(at, kBankRow), kThird) : AlignUp(at, kBankRow);
+    place.at = std::max(AlignUp(place.at, kBankRow), apart ? kThird : 0);
     ub.cos_product = place(ub.product_bytes);
     place(shift_of_sin(p));
     ub.sin_product = place(ub.product_bytes);
-    ub.bytes = static_cast<int32_t>(at);
-    if (at > chip.ub_usable) continue;
+    ub.bytes = static_cast<int32_t>(place.at);
+    if (place.at > chip.ub_usable) continue;
     room.step_rows = rows;
     break;
   }
@@ -565,11 +574,10 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   if (norms(g)) return lay_out_norm(g, chip, p, c, held);
   const bool fp32 = g.dtype == DType::kFloat32;
   const int64_t float_row = p.float_blocks * kBlockBytes;
-  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
   const int64_t spare = transposes(g, p) || p.split_tables ? kUnitBytes : 0;
   const int64_t work_spare = transposes(g, p) && !fp32 ? kUnitBytes : 0;
   const int64_t table = c.tile_tokens * float_row;
-  const int64_t raw = AlignUp(c.tile_tokens * raw_row, 256);
+  const int64_t raw = AlignUp(c.tile_tokens * raw_row(p), 256);
   const int64_t slot = AlignUp(c.box_rows * held, kBankRow);
   const int64_t ring = (p.joined ? 1 : kRing) * slot;
   const int64_t near_fixed = work_spare + 2 * table + 2 * raw + kBankRow + (fp32 ? ring : 0);
@@ -598,24 +606,19 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
   ub.product_bytes = static_cast<int32_t>(step * float_row + spare);
   ub.slot_bytes = static_cast<int32_t>(slot);
   ub.ring_bytes = static_cast<int32_t>(ring);
-  int64_t at = 0;
-  const auto place = [&at](int64_t bytes) {
-    const int64_t begin = at;
-    at += bytes;
-    return static_cast<int32_t>(begin);
-  };
+  Placer place;
   if (fp32) ub.ring = place(ring);
   ub.work = place(ub.work_bytes);
   ub.upper = place(kBankRow / 2);
   ub.tables = place(2 * table);
   place(kBankRow / 2);
   ub.raw = place(2 * raw);
-  if (gap) at = std::max(at, kThird);
+  if (gap) place.at = std::max(place.at, kThird);
   ub.cos_product = place(ub.product_bytes);
   place(sin_shift);
   ub.sin_product = place(ub.product_bytes);
   if (!fp32) ub.ring = place(ring);
-  ub.bytes = static_cast<int32_t>(at);
+  ub.bytes = static_cast<int32_t>(place.at);
   return room;
 }
 
@@ -625,8 +628,7 @@ Room lay_out(const RopeGeometry& g, const Chip& chip, const RopeParams& p, const
 /// for the first.
 void choose_buffers(const RopeGeometry& g, const Chip& chip, const Rows (&rows)[2], RopeParams& p) {
   const int64_t held = std::max(g.q_heads ? rows[0].held : 0, g.k_heads ? rows[1].held : 0);
-  const int64_t token_bytes = 2 * (p.float_blocks * kBlockBytes +
-                                   (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes);
+  const int64_t token_bytes = 2 * (p.float_blocks * kBlockBytes + raw_row(p));
   const int64_t core_rows = core_tokens(g, p) * (p.part_heads + (p.more_heads > 0));
   const bool few = core_rows * held < kFewTransfers * kTransfer;
   // Steps that join pairs or norm have half as many instructions again: their rows count for more.
@@ -728,36 +730,30 @@ RopeLayout lay_out_upright(const RopeGeometry& g, const Chip& chip, const RopePa
                            int64_t run, int64_t tile) {
   const int64_t wide = kUnit * run * g.rotary_dim * 4;
   const int64_t table = tile * p.float_blocks * kBlockBytes;
-  const int64_t raw_row = (g.half_tables ? 1 : 2) * p.table_half_blocks * kBlockBytes;
   const int64_t stood = p.upright == kUprightHeads ? tile : 1;  // rows of 16 columns abreast
   const int64_t line = run * g.rotary_dim * size_of(g.dtype) + kBlockBytes;
   RopeLayout ub = {};
   ub.work_bytes = static_cast<int32_t>(AlignUp(std::max(wide, 2 * table), kBankRow));
   ub.table_bytes = static_cast<int32_t>(table);
   ub.upright_bytes = static_cast<int32_t>(stood * g.rotary_dim * kUnit * 4);
-  ub.raw_bytes = static_cast<int32_t>(AlignUp(tile * raw_row, 256));
+  ub.raw_bytes = static_cast<int32_t>(AlignUp(tile * raw_row(p), 256));
   ub.product_bytes =
       static_cast<int32_t>(AlignUp(std::max(wide, table + 2 * kUnitBytes), kBankRow));
   ub.slot_bytes = static_cast<int32_t>(AlignUp(kUnit * line, kBankRow));
   ub.ring_bytes = kRing * ub.slot_bytes;
-  int64_t at = 0;
-  const auto place = [&at](int64_t bytes) {
-    const int64_t begin = at;
-    at += bytes;
-    return static_cast<int32_t>(begin);
-  };
+  Placer place;
   ub.work = place(ub.work_bytes);
   ub.tables = ub.work;  // as rows, before they stand
   place(kBankRow / 2);
   ub.upright_tables = place(2 * ub.upright_bytes);
   ub.raw = place(2 * ub.raw_bytes);
-  at = std::max(AlignUp(at, kBankRow), kThird);
+  place.at = std::max(AlignUp(place.at, kBankRow), kThird);
   ub.cos_product = place(ub.product_bytes);
   place(kBankRow / 2);
   ub.sin_product = place(ub.product_bytes);
   place(kBankRow / 2);
   ub.ring = place(ub.ring_bytes);
-  ub.bytes = at <= chip.ub_usable ? static_cast<int32_t>(at) : 0;
+  ub.bytes = place.at <= chip.ub_usable ? static_cast<int32_t>(place.at) : 0;
   return ub;
 }
 
@@ -845,7 +841,6 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
       n.scaled.columns[i] = static_cast<uint16_t>(i / 2 * 2 * kRepeatFloats + i % 2 * 8);
     }
   }
-  n.full = g.head_dim % kRepeatFloats == 0;
   n.sum_blocks = 1;
   while (n.sum_blocks * kRepeatFloats < g.head_dim) n.sum_blocks *= 2;
   n.share = static_cast<float>(1.0 / static_cast<double>(g.head_dim));
@@ -872,7 +867,6 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   p.half = static_cast<int32_t>(g.rotary_dim / 2);
   p.table_dtype = static_cast<uint8_t>(g.table_dtype);
   p.round_tables = g.cast_tables && g.dtype != DType::kFloat32 && g.table_dtype != g.dtype;
-  p.half_tables = g.half_tables;
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
   p.split_in = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && !g.transpose);
   p.join_out = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && g.transpose);
@@ -886,7 +880,7 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   const bool dense = half % 8 == 0 && !transposes(g, p);
   p.half_pitch = static_cast<int32_t>(dense ? half : AlignUp(half, block));
   p.table_half_blocks = static_cast<int32_t>(CeilDiv(half * size_of(g.table_dtype), kBlockBytes));
-  p.table_second = p.half_tables ? 0 : p.table_half_blocks * kBlockBytes;
+  p.table_second = g.half_tables ? 0 : p.table_half_blocks * kBlockBytes;
   p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
   choose_repeats(half, !transposes(g, p), p);
   if (norms(g)) {  // which works on whole rows

@@ -72,9 +72,9 @@ class UprightStep {
     AscendC::PipeBarrier<PIPE_V>();
   }
 
-  /// Rotates a box in place: lines of `run` rows, the first at byte `at` of the ring. token: of its
-  /// first row, in the tile.
-  ROPE_INLINE void Rotate(const RopeTensor& t, int32_t at, int32_t run, int32_t token) {
+  /// Rotates a box in place: lines of `run` rows, the first at byte `at` of the ring. A box has all
+  /// tokens of its tile.
+  ROPE_INLINE void Rotate(const RopeTensor& t, int32_t at, int32_t run) {
     const int32_t blocks = run * t.row_blocks;  // of a line
     const int32_t pitch = (blocks + t.in.columns[0].ub_gap) * kBlockBytes;
     const int32_t plane = blocks * kBlockBytes * kUnit / 2;  // bytes of a plane of T
@@ -93,7 +93,7 @@ class UprightStep {
       AscendC::PipeBarrier<PIPE_V>();
     }
     if constexpr (!kFloat) Cast(x, narrow, 2 * repeats, AscendC::RoundMode::CAST_NONE);
-    Multiply(run, second, token);
+    Multiply(run, second);
     if constexpr (!kFloat) {
       if (p_.round_each) RoundProducts(2 * repeats, 2 * plane);
     }
@@ -138,12 +138,12 @@ class UprightStep {
   }
 
   /// P = x*C, Q = x*S: both planes of one row of all lines by one instruction each.
-  ROPE_INLINE void Multiply(int32_t run, int32_t second, int32_t token) {
+  ROPE_INLINE void Multiply(int32_t run, int32_t second) {
     const int32_t half = p_.half * kUnit * kFloatBytes;  // bytes of a row in a plane
     const uint8_t repeats = static_cast<uint8_t>(half / (kRepeatBlocks * kBlockBytes));
     const bool alike = p_.upright == kUprightHeads;
     const AscendC::BinaryRepeatParams dense(1, 1, 1, kRepeatBlocks, kRepeatBlocks, kRepeatBlocks);
-    Rows<float> c{tables_, alike ? token * 2 * half : 0, 0};
+    Rows<float> c{tables_, 0, 0};
     Rows<float> x{work_, 0, 0}, p{cos_product_, 0, 0}, q{sin_product_, 0, 0};
     for (;;) {
       const Rows<float> s = c.After(p_.ub.upright_bytes);
