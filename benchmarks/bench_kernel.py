@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-from npu_rope import _C, simulator
-
-from benchmarks import bench_model, report, shapes
+from benchmarks import report, shapes
 from benchmarks.bench_model import simulate
 from benchmarks.report import Row
 from benchmarks.shapes import Case
@@ -51,48 +48,13 @@ def counts(case: Case, style: str | None, soc: str) -> Row:
     }
 
 
-def core_curve(case: Case, style: str | None, soc: str) -> list[Row]:
-    """What the launch would take if the plan might use 1, 2, 3, ... cores."""
-    made = shapes.make(case, style=style)
-    q, k, cos, sin = made.args()
-    out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
-    geometry = _C.geometry_of(q, k, cos, sin, *out, **made.options, **made.norm)
-    chosen = _C.plan_rope(geometry, _C.find_chip(soc)).cores
-    rows: dict[int, Row] = {}
-    for cores in range(1, _C.find_chip(soc).cores + 1):
-        chip = _C.find_chip(soc)
-        chip.cores = cores
-        plan = _C.plan_rope(geometry, chip)
-        if plan.cores in rows:
-            continue
-        weights = [made.norm.get(name) for name in ("q_weight", "k_weight")]
-        raw = _C.simulate_rope(plan, q, k, cos, sin, *out, *weights, soc=soc, events=True)
-        trace = simulator.Trace(geometry, plan, raw)
-        (fast, slow), (fast_l2, slow_l2) = (bench_model.predict(trace, l2) for l2 in (False, True))
-        rows[plan.cores] = {
-            "case": case.name,
-            "cores": plan.cores,
-            "grid": f"{plan.params.token_parts}x{plan.params.head_parts}",
-            "us from L2": (fast_l2.total, slow_l2.total),
-            "us from HBM": (fast.total, slow.total),
-            "chosen": "<" if plan.cores == chosen else "",
-        }
-    return list(rows.values())
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", choices=shapes.STYLES, help="default: the model's")
     parser.add_argument("--soc", default="Ascend910B1")
     parser.add_argument("--cases", nargs="+", type=shapes.find, metavar="CASE", default=CASES)
-    parser.add_argument("--cores", action="store_true", help="the curve over the number of cores")
 
 
 def main(args: argparse.Namespace) -> list[Row]:
-    if args.cores:
-        few = [case for case in args.cases if case.tokens <= 64]
-        rows = [row for case in few for row in core_curve(case, args.style, args.soc)]
-        print(f"modelled, not measured\n{report.table(rows)}")
-        return rows
     cases = report.progress(args.cases, "kernel")
     rows = [counts(case, args.style, args.soc) for case in cases]
     print(f"bfloat16 with float32 tables on {args.soc}, {NOTE}\n{report.table(rows)}")
