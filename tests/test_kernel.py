@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 
 import npu_rope
 import pytest
 import torch
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from npu_rope import _C, simulator
-from samples import STYLES, Sample, any_sample, samples
+from samples import DTYPES, LAYOUTS, STYLES, Sample, any_sample, samples
 from test_operator import assert_same
 from torch import Tensor
 
@@ -162,6 +164,57 @@ def test_upright_rows(
         assert plan.params.upright == (1 if layout == "BSND" else 2)
     back = simulator.apply(q, k, cos, sin, transpose=True, **options)
     assert_same((back.q, back.k), rope.apply_backward(q, k, cos, sin, **options))
+
+
+def many_pairs(seed: int) -> Sample:
+    """Calls with so many interleaved rows that many stand upright; drawn evenly, not as hypothesis
+    draws, or nearly all would be of those that do not."""
+    pick = random.Random(seed).choice
+    layout = pick(LAYOUTS)
+    dtype = pick(DTYPES)
+    head_dim = pick([32, 64, 96, 256])
+    return Sample(
+        layout=layout,
+        batch=pick([1, 2, 3]) if len(layout) == 4 else 1,
+        tokens=pick([33, 200, 611, 611]),
+        q_heads=pick([0, 1, 5, 17, 17]),
+        k_heads=pick([0, 1, 3]),
+        head_dim=head_dim,
+        rotary_dim=head_dim,
+        style="interleaved",
+        dtype=dtype,
+        table_dtype=pick(DTYPES),
+        half_tables=pick([False, True]),
+        cast_tables=pick([False, True]),
+        round_each=pick([False, True]),
+        rows=pick(["contiguous", "packed", "transposed"]),
+        table_rank=pick([2, 3, 4] if len(layout) == 4 else [2, 3]),
+        broadcast=pick(["", "B", "S", "BS"]),
+        odd_strides=pick([False, True]),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("form", ["apply", "apply_", "backward"])
+def test_many_pairs_equal_the_operator_anywhere(form: str) -> None:
+    upright = Counter()
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(max_examples=100, deadline=None)
+    def check(seed: int) -> None:
+        sample = many_pairs(seed)
+        tensors = sample.tensors()
+        if form == "backward":
+            expected = rope.apply_backward(*tensors, **sample.options)
+            run = simulator.apply(*tensors, **sample.options, transpose=True)
+        else:
+            expected = rope.apply(*tensors, **sample.options)
+            run = getattr(simulator, form)(*tensors, **sample.options)
+        assert_same((run.q, run.k), expected)
+        upright[run.trace.plan.params.upright] += 1
+
+    check()
+    assert upright[1] + upright[2] > 5, upright
 
 
 @pytest.mark.parametrize("style", STYLES)
