@@ -49,6 +49,8 @@ INSTRUCTIONS = {"Add": "VADD", "Sub": "VSUB", "Mul": "VMUL", "Cast": "VCONV", "M
 REDUCTIONS = ("BlockReduceSum", "PairReduceSum")
 # To msopmodeling's interval between dependent instructions; pypto's latencies are that much longer.
 MORE_LATENCY = 3
+# For 64 lanes, the upper end of what was measured; the lower is half of it.
+GATHER_CYCLES = 50
 TRANSPOSE_BYTES = 256  # a cycle, by the documented rate; its latency as that of a conversion
 
 ROUNDS = 8  # of the fixed point in run_core, at most
@@ -241,6 +243,8 @@ def vector_cycles(event: object, tables: Tables) -> tuple[float, int]:
         size = 4 if event.operands[0].dtype == "float" else 2
         cycles = event.elements * size / TRANSPOSE_BYTES + event.conflicts
         return cycles, latency(tables, "VCONV")
+    if event.api == "Gather":
+        return float(GATHER_CYCLES * event.repeats), latency(tables, "VCONV")
     if event.api in REDUCTIONS:
         return float(event.repeats + event.conflicts), latency(tables, "VCADD")
     name = INSTRUCTIONS[event.api]

@@ -99,11 +99,10 @@ def build(step: bool = False) -> Path:
     entries = re.findall(r"ENTRY\((rope_.*?)\)", (CSRC / "rope" / "rope_entries.h").read_text())
     objects = []
     for entry in entries:
-        name, _, kind, split_in, join_out, norm, upright = map(str.strip, entry.split(","))
+        name, _, kind, split_in, join_out, steps = map(str.strip, entry.split(","))
         text = template
         for key, value in (("entry", name), ("type", kind), ("split_in", split_in),
-                           ("join_out", join_out), ("norm", norm),
-                           ("upright", upright)):  # fmt: skip
+                           ("join_out", join_out), ("steps", steps)):  # fmt: skip
             text = text.replace(f"@{key}@", value)
         source = folder / f"{name}.cpp"
         source.write_text(text)

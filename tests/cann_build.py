@@ -198,6 +198,7 @@ def debug(build: Build) -> Path:
 
 TOKENS, Q_HEADS, K_HEADS, HEAD_DIM = 5, 3, 2, 64
 UPRIGHT = 400, 6, 2, 64  # so many tokens that a core has 16
+ARRANGED = 5, 3, 2, 72  # halves of 36 columns
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -206,7 +207,8 @@ def test_cpu_debug_gives_the_references_bits(
 ) -> None:
     *norm, short, order = entry.split("_")[1:]
     dtype = DTYPES[short]
-    sizes = UPRIGHT if order == "upright" else (TOKENS, Q_HEADS, K_HEADS, HEAD_DIM)
+    usual = TOKENS, Q_HEADS, K_HEADS, HEAD_DIM
+    sizes = {"upright": UPRIGHT, "arranged": ARRANGED}.get(order, usual)
     tokens, q_heads, k_heads, head_dim = sizes
     torch.manual_seed(0)
     q = torch.randn(tokens, q_heads, head_dim).to(dtype)
@@ -214,7 +216,10 @@ def test_cpu_debug_gives_the_references_bits(
     angles = torch.outer(torch.arange(float(tokens)), torch.rand(head_dim // 2)).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
     weights = torch.randn(2, head_dim)
-    options = {"interleaved": order != "half", "deinterleave": order.endswith("interleave")}
+    options = {
+        "interleaved": order not in ("half", "arranged"),
+        "deinterleave": order.endswith("interleave"),
+    }
     if norm:
         expected = reference.norm_apply(q, k, *weights, cos, sin, eps=1e-6, **options)
     elif order == "reinterleave":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -16,36 +18,24 @@ from test_operator import WRITABLE, assert_same
 from torch import Tensor
 
 rope = torch.ops.npu_rope
-
-
-def refusal(call: Call) -> str | None:
-    """What the kernel says of rows that it does not normalise."""
-    sample = call.sample
-    if sample.dtype == torch.float64:
-        return "float64"
-    if not call.which:
-        return None
-    block = 8 if sample.dtype == torch.float32 else 16
-    if sample.style == "half" and sample.width % 16:
-        return "halves of whole 8 columns"
-    if sample.width == sample.head_dim:
-        return None
-    if sample.style != "half":
-        return "interleaved rows on the NPU where all of them is rotated"
-    if sample.head_dim % block or sample.rotary_offset % block:
-        return "begin at 32 bytes"
-    return None
+AS_THEY_LIE, ARRANGED = 2, 3  # RopeParams::steps
 
 
 @st.composite
 def any_kernel_call(draw: st.DrawFn, rows: tuple[str, ...] | None = None) -> Call:
-    """What any_call draws, with sizes that the kernel takes."""
+    """What any_call draws, with dtypes that the kernel takes."""
     call = draw(any_call(rows=rows))
     sample = call.sample
     if sample.dtype == torch.float64:
         sample.dtype = draw(st.sampled_from(DTYPES))
         sample.table_dtype = draw(st.sampled_from(DTYPES))
     call.weight_dtype = draw(st.sampled_from(DTYPES))
+    return call
+
+
+def whole_blocks(call: Call) -> Call:
+    """The same with rows that are worked on as they lie, which few are that are drawn."""
+    sample = call.sample
     if sample.style == "half":
         after = sample.head_dim - sample.width - sample.rotary_offset
         offset, width, after = (
@@ -58,46 +48,46 @@ def any_kernel_call(draw: st.DrawFn, rows: tuple[str, ...] | None = None) -> Cal
         )
     else:
         sample.head_dim, sample.rotary_offset = sample.width, 0
-    assert refusal(call) is None
     return call
 
 
-@given(any_kernel_call())
-@settings(max_examples=250, deadline=None)
-def test_bits_are_the_operators(call: Call) -> None:
-    tensors = call.tensors()
-    run = simulator.norm_apply(*tensors, **call.options)
-    assert_same((run.q, run.k), rope.norm_apply(*tensors, **call.options))
+@pytest.mark.parametrize("arranged", [False, True])
+def test_bits_are_the_operators(arranged: bool) -> None:
+    steps = Counter()
+
+    @given(any_kernel_call())
+    @settings(max_examples=250, deadline=None)
+    def check(call: Call) -> None:
+        tensors = (call if arranged else whole_blocks(call)).tensors()
+        run = simulator.norm_apply(*tensors, **call.options)
+        assert_same((run.q, run.k), rope.norm_apply(*tensors, **call.options))
+        steps[run.trace.plan.params.steps] += 1
+
+    check()
+    assert steps[ARRANGED if arranged else AS_THEY_LIE] > 50
+    assert arranged or steps[ARRANGED] == 0
 
 
+@pytest.mark.parametrize("arranged", [False, True])
 @given(any_kernel_call(rows=WRITABLE))
 @settings(max_examples=150, deadline=None)
-def test_bits_in_place(call: Call) -> None:
+def test_bits_in_place(arranged: bool, call: Call) -> None:
+    call = call if arranged else whole_blocks(call)
     tensors = q, k, *_ = call.tensors()
     expected = rope.norm_apply(*tensors, **call.options)
     simulator.norm_apply_(*tensors, **call.options)
     assert_same((q, k), expected)
 
 
-@given(any_call())
-@settings(max_examples=100, deadline=None)
-def test_what_is_not_taken_is_refused_before_a_launch(call: Call) -> None:
-    why = refusal(call)
-    if why is None:
-        simulator.norm_apply(*call.tensors(), **call.options)
-        return
-    with pytest.raises(ValueError, match=why):
-        simulator.norm_apply(*call.tensors(), **call.options)
-
-
 @pytest.mark.parametrize("dim", [2, 6, 16, 18, 34, 64, 72, 80, 128, 144, 192, 256, 320, 576, 1024])
 @pytest.mark.parametrize("style", STYLES)
-def test_head_dims(dim: int, style: str) -> None:
+@pytest.mark.parametrize("part", [1, 2])
+def test_head_dims(dim: int, style: str, part: int) -> None:
     """Sums of every length, whose bits depend on the order of additions."""
+    rotary_dim = math.ceil(dim / part / 2) * 2
     for dtype in DTYPES:
-        call = Call(Sample(head_dim=dim, style=style, dtype=dtype, tokens=3, q_heads=37))
-        if refusal(call):
-            continue
+        call = Call(Sample(head_dim=dim, rotary_dim=rotary_dim, rotary_offset=dim - rotary_dim,
+                           style=style, dtype=dtype, tokens=3, q_heads=37))  # fmt: skip
         tensors = call.tensors()
         tensors[0].mul_(torch.logspace(-3, 3, dim).to(dtype))
         run = simulator.norm_apply(*tensors, **call.options)
@@ -107,7 +97,8 @@ def test_head_dims(dim: int, style: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
-def test_special_values(dtype: torch.dtype, style: str, eps: float) -> None:
+@pytest.mark.parametrize("rotary_dim", [32, 12])
+def test_special_values(dtype: torch.dtype, style: str, eps: float, rotary_dim: int) -> None:
     """A row of zeros, infinities, NaNs, the largest numbers, the smallest."""
     info = torch.finfo(dtype)
     special = [torch.inf, -torch.inf, torch.nan, info.max, info.smallest_normal * info.eps, 0.0]
@@ -118,10 +109,11 @@ def test_special_values(dtype: torch.dtype, style: str, eps: float) -> None:
     rows = torch.cat((rows, torch.zeros(1, 1, 32), torch.full((1, 1, 32), info.max))).to(dtype)
     weights = torch.randn(2, 32)
     weights[0, :4] = torch.tensor([0.0, -0.0, torch.inf, torch.nan])
-    angles = torch.rand(len(rows), 32) * 6
+    angles = torch.rand(len(rows), rotary_dim) * 6
     arguments = rows, rows, *weights, angles.cos(), angles.sin()
-    expected = rope.norm_apply(*arguments, eps=eps, **STYLES[style])
-    run = simulator.norm_apply(*arguments, eps=eps, **STYLES[style])
+    options = {"eps": eps, "rotary_offset": 3 * (rotary_dim < 32), **STYLES[style]}
+    expected = rope.norm_apply(*arguments, **options)
+    run = simulator.norm_apply(*arguments, **options)
     assert_same((run.q, run.k), expected)
     zeros = run.k[-2]
     assert zeros.isnan().all() if eps == 0 else (zeros == 0).all()
@@ -218,3 +210,51 @@ def test_one_launch_takes_the_weights_once() -> None:
     for core in run.trace.cores:
         regions = [e.gm_region for e in core.events if e.pipe == "MTE2"]
         assert sorted(r for r in regions if r >= 6) == [6, 7]
+
+
+# ---- Rows in another order ----
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (AS_THEY_LIE, {"head_dim": 80}),
+        (AS_THEY_LIE, {"head_dim": 128, "rotary_dim": 64, "rotary_offset": 16}),
+        (AS_THEY_LIE, {"head_dim": 18, "style": "interleaved"}),
+        (ARRANGED, {"head_dim": 72}),
+        (ARRANGED, {"head_dim": 128, "rotary_dim": 64, "rotary_offset": 8}),
+        (AS_THEY_LIE, {"head_dim": 128, "rotary_dim": 64, "rotary_offset": 8,
+                       "dtype": torch.float32}),
+        (ARRANGED, {"head_dim": 128, "rotary_dim": 64, "style": "interleaved"}),
+        (ARRANGED, {"head_dim": 128, "rotary_dim": 64, "style": "deinterleave"}),
+    ],
+)  # fmt: skip
+def test_only_rows_that_do_not_lie_at_blocks_are_arranged(
+    steps: int, options: dict[str, Any]
+) -> None:
+    call = Call(Sample(**options))
+    run = simulator.norm_apply(*call.tensors(), **call.options)
+    assert run.trace.plan.params.steps == steps
+    assert_same((run.q, run.k), rope.norm_apply(*call.tensors(), **call.options))
+    assert (run.trace.repeats("Gather") > 0) == (steps == ARRANGED)
+
+
+@pytest.mark.parametrize(
+    ("offset", "repeats"),
+    [
+        (0, 2),  # the 64 columns that are rotated, in and out
+        (64, 4),
+    ],
+)
+def test_columns_that_stay_are_not_gathered(offset: int, repeats: int) -> None:
+    sample = Sample(tokens=100, q_heads=8, k_heads=2, head_dim=128, rotary_dim=64,
+                    rotary_offset=offset, style="interleaved")  # fmt: skip
+    run = simulator.norm_apply(*Call(sample).tensors(), **Call(sample).options)
+    weights = 2 * 2 * run.trace.cores_used
+    assert run.trace.repeats("Gather") == repeats * 100 * 10 + weights
+
+
+def test_arranged_rows_move_once() -> None:
+    sample = Sample(tokens=768, q_heads=16, k_heads=16, head_dim=72)
+    trace = simulator.norm_apply(*Call(sample).tensors(), **Call(sample).options).trace
+    assert trace.gm_bytes < 1.005 * trace.least_gm_bytes

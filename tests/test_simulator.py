@@ -220,6 +220,21 @@ REFUSALS = {
     "Brcb from a misaligned address": r"Brcb: src starts at UB address 0x10 .* multiple of 32",
     "Brcb of unwritten UB": r"Brcb: src reads UB byte 256 .* never written",
     "Brcb in counter mode": r"Brcb: is simulated without counter mode, expected SetMaskNorm\(\)",
+    "Gather repeat 256": r"Gather: repeatTime is 256, expected 1 to 255",
+    "Gather mask 65": r"Gather: mask is 65, expected 1 to 64",
+    "Gather of no elements": r"Gather: count is 0, expected 1 to 16320",
+    "Gather by an offset that is no whole element": r"Gather: srcOffset of lane 0 of repeat 0 is "
+    r"6, expected a multiple of 4 bytes",
+    "Gather from a base that is no whole element": r"Gather: srcBaseAddr is 2, expected a multiple",
+    "Gather from a base beyond the tensor": r"Gather: srcBaseAddr is 1024, expected 0 to 511",
+    "Gather beyond the buffer": r"Gather: srcOffset of lane 0 of repeat 0 is 4096, which leads to "
+    r"UB byte 4096: expected to stay inside the buffer \[0, 512\) of src",
+    "Gather of unwritten UB": r"Gather: src reads UB byte 256 .* never written",
+    "Gather into its source": r"Gather: dst overlaps src at UB 0x4: expected no block in common",
+    "Gather into its offsets": r"Gather: dst overlaps srcOffset at UB 0x300: expected no block",
+    "Gather by offsets that S just wrote, no auto sync": r"Gather: srcOffset reads UB 0x300, which "
+    r".*SetValue.* expected .*S_V",
+    "Gather in counter mode": r"Gather: mask 8 was given as a number in counter mode",
     "Sqrt repeat stride 256": r"Sqrt: srcRepStride is 256, expected 0 to 255",
     "Div that accumulates": r"Div: src1 of repeat 1 overlaps dst of an earlier repeat",
     "TransDataTo5HD misaligned": r"TransDataTo5HD: src starts at UB address 0x10 .* multiple of 32",
@@ -352,6 +367,7 @@ COMPILE_REFUSALS = {
     "BlockReduceSum(a, a, 1, 128, 1, 1, 8);",
     "PairReduceSum of int32_t": "LocalTensor<int32_t> a; PairReduceSum(a, a, 1, 64, 1, 1, 8);",
     "Brcb of int64_t": "LocalTensor<int64_t> a; Brcb(a, a, 1, {1, 8});",
+    "Gather of int64_t": "LocalTensor<int64_t> a; LocalTensor<uint32_t> o; Gather(a, a, o, 0, 8);",
     "And of int32_t": "LocalTensor<int32_t> a; And(a, a, a, 8);",
     "Not of half": "LocalTensor<half> a; Not(a, a, 16);",
     "ShiftLeft of float": "LocalTensor<float> a; ShiftLeft(a, a, 1.0f, 8);",
@@ -496,8 +512,8 @@ def test_events(simulator: Simulator) -> None:
 # ---------------------------------------------------------------------------- vector instructions
 
 APIS = ["Add", "Sub", "Mul", "Div", "And", "Or", "Adds", "Muls", "Sqrt", "ShiftLeft", "ShiftRight",
-        "Not", "Copy", "Duplicate", "BlockReduceSum", "PairReduceSum", "Brcb", "TransDataTo5HD",
-        "Cast"]  # fmt: skip
+        "Not", "Copy", "Duplicate", "BlockReduceSum", "PairReduceSum", "Brcb", "Gather",
+        "TransDataTo5HD", "Cast"]  # fmt: skip
 DTYPES = [np.float16, None, np.float32, np.int16, np.uint16, np.int32, np.uint32]
 FORMS = ["count", "mask", "bits", "counter"]
 BINARY = {
@@ -698,6 +714,33 @@ def test_broadcast_to_blocks(
     y, counted = run_instruction(simulator, params, images)
     assert np.array_equal(y.view(np.uint8), expected.view(np.uint8))
     assert counted["api"] == "Brcb" and counted["repeats"] == repeats
+
+
+@pytest.mark.parametrize("dtype", [2, 5, 6])
+@pytest.mark.parametrize(
+    "form, case",
+    [
+        ("count", dict(count=40)),
+        ("count", dict(count=333)),
+        ("mask", dict(repeats=3, mask=(64, 0), strides=(8, 0, 0))),
+        ("mask", dict(repeats=4, mask=(37, 0), strides=(11, 0, 0))),
+    ],
+)
+def test_gather(simulator: Simulator, dtype: int, form: str, case: dict[str, Any]) -> None:
+    """Offsets follow each other without gaps, 64 for each repeat, whatever the mask."""
+    params = form_params(form, case)
+    params.api, params.dtype, params.scalar = APIS.index("Gather"), dtype, 128.0
+    kind = np.dtype(DTYPES[dtype])
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, 8192, np.uint8).view(kind) for _ in range(2)]
+    offsets = rng.integers(0, 2048 - 32, 2048, np.uint32)
+    lanes = active_lanes(params, 4)
+    expected = images[0].copy()
+    for (r, lane), at in zip(lanes, positions(params, 0, lanes, 4, 4), strict=True):
+        expected[at] = images[1][32 + offsets[64 * r + lane]]
+    y, counted = run_instruction(simulator, params, [*images, 4 * offsets])
+    assert np.array_equal(y.view(np.uint8), expected.view(np.uint8))
+    assert counted["api"] == "Gather" and counted["elements"] == len(lanes)
 
 
 def test_special_roots_and_quotients(simulator: Simulator) -> None:

@@ -55,7 +55,7 @@ extern int64_t block_index;
 
 namespace AscendC {
 
-enum class HardEvent { MTE2_V, V_MTE2, MTE3_V, V_MTE3, MTE3_MTE2 };
+enum class HardEvent { MTE2_V, V_MTE2, MTE3_V, V_MTE3, MTE3_MTE2, S_V };
 enum class RoundMode { CAST_NONE, CAST_RINT };
 enum class TPosition : uint8_t { VECIN = 9, VECOUT, VECCALC };
 enum class CacheMode { CACHE_MODE_DISABLE = 0, CACHE_MODE_NORMAL = 1 };
@@ -88,6 +88,9 @@ class LocalTensor {
     return result;
   }
   void SetSize(const uint32_t size) { address_.dataLen = size * sizeof(T); }
+  void SetValue(const uint32_t index, const T value) const {
+    ISSUE2(kOther, address_.bufferAddr + index * sizeof(T), value);
+  }
   uint64_t GetPhyAddr() const { return address_.bufferAddr; }
   bool in_ub() const {
     return address_.logicPos >= static_cast<uint8_t>(TPosition::VECIN) &&
@@ -253,6 +256,14 @@ inline void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uin
   ResetMask();
   ISSUE3(kVector, dst.GetPhyAddr(), src.GetPhyAddr(),
          uint64_t{repeatTime} << 56 | uint64_t{p.dstRepStride} << 32 | p.dstBlkStride);
+}
+template <typename T>
+inline void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
+                   const LocalTensor<uint32_t>& offsets, const uint32_t base, const uint64_t mask,
+                   const uint8_t repeatTime, const uint16_t dstRepStride) {
+  SetMask<T>(mask);
+  ISSUE4(kVector, dst.GetPhyAddr(), offsets.GetPhyAddr(), src.GetPhyAddr() + base,
+         uint64_t{repeatTime} << 56 | dstRepStride);
 }
 
 template <typename T, bool isSetMask = true>

@@ -19,6 +19,10 @@
 // round of vector instructions.
 //
 // Banks: rows in fp32 lie in the first 64 KB, what is made of them beyond.
+//
+// kArrange: for rows that none of the rotation's ways takes whole. They are widened as they lie,
+// which is the order of the sum, then arranged as RopeArrangement says, and put back before they
+// are rounded.
 #pragma once
 
 #include "kernel_operator.h"
@@ -28,7 +32,7 @@
 
 namespace npu_rope {
 
-template <typename T, bool kSplit, bool kJoin>
+template <typename T, bool kSplit, bool kJoin, bool kArrange>
 class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
   using Rope = RopeKernel<T, kSplit, kJoin, false>;
   using Rope::kBlock, Rope::kFloat, Rope::kFloatBytes, Rope::kTables;
@@ -62,6 +66,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
     Lines loaded = this->LinesOf(next.rows->in, next.inner, next.outer);
     LoadRows(next.rows->in, loaded, from);
     norm_.LoadWeights();
+    if constexpr (kArrange) norm_.MakeOffsets();
 
     Shape shapes[2];  // of this box and of the one before
     Box box, last;
@@ -94,7 +99,9 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
         LoadRows(next.rows->in, loaded, from);
       }
       End(box, begins, last, ends);
-      if (!ends) norm_.template PrepareWeights<kSplit>(cos_product_, sin_product_);  // once
+      if (!ends) {  // once
+        norm_.template PrepareWeights<kSplit, kArrange>(cos_product_, sin_product_);
+      }
       last = box;
       ends = begins;
       begins = more;
@@ -151,14 +158,14 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
     const Rows<T> loaded = SlotOf(box, kIn);
     const int32_t rows = box.shape->rows, shift = box.shape->steps.shift;
     const bool sums = begins && box.shape->norm, scales = ends && last.shape->norm;
-    // Pairs are summed in the order in which they were loaded, and then taken apart.
-    const Rows<float> wide = kSplit ? Rows<float>{cos_product_, 0, p_.float_blocks} : x;
+    // Rows are summed in the order in which they were loaded, and pairs taken apart then.
+    const Rows<float> wide = kSplit || kArrange ? Rows<float>{cos_product_, 0, p_.float_blocks} : x;
 
     if (scales) norm_.Invert(last.shape->rows);
     if (begins) {
       AscendC::WaitFlag<HardEvent::MTE2_V>(kIn);
       if constexpr (!kSplit) {
-        Widen(x, loaded, shift, rows);
+        Widen(wide, loaded, shift, rows);
       } else if constexpr (!kFloat) {
         if (sums) Widen(wide, loaded, 0, rows);
       }
@@ -173,6 +180,12 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
       if (sums) norm_.Square(squares, loaded, 0, rows);
     } else {
       if (sums) norm_.Square(squares, wide, kSplit ? 0 : shift, rows);
+    }
+    if constexpr (kArrange) {
+      if (begins) {
+        norm_.Arrange(x, wide, rows);
+        Keep(x, wide, rows);
+      }
     }
     AscendC::PipeBarrier<PIPE_V>();
 
@@ -190,11 +203,19 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
   /// Whole rows as loaded -> fp32.
   ROPE_INLINE void Widen(const Rows<float>& to, const Rows<T>& from, int32_t shift, int32_t rows) {
     const Columns columns{p_.norm.columns, p_.norm.mask};
-    if constexpr (kFloat || kSplit) {
+    if constexpr (kFloat || kSplit || kArrange) {
       this->ConvertRows(to, from, columns, rows);
     } else {
       this->CastChunks(p_.norm.row, to, from, shift, rows, RoundMode::CAST_NONE);
     }
+  }
+
+  /// The columns that an arrangement leaves where they are.
+  ROPE_INLINE void Keep(const Rows<float>& to, const Rows<float>& from, int32_t rows) {
+    const RopeArrangement& a = p_.norm.arrangement;
+    if (a.kept == 0) return;
+    const int32_t begin = (a.width - a.kept) * kFloatBytes;
+    this->ConvertRows(to.After(begin), from.After(begin), Columns{a.kept, a.kept_mask}, rows);
   }
 
   /// Where `ends`, all that is left to do of `last`; beside that the factors of `box` as far as
@@ -275,7 +296,14 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
   ROPE_INLINE void Narrow(const Box& box, const Rows<float>& x) {
     const Rows<T> to = SlotOf(box, kOut);
     const int32_t rows = box.shape->rows;
-    if constexpr (kFloat && kJoin) {
+    const Columns whole{p_.norm.columns, p_.norm.mask};
+    if constexpr (kArrange) {
+      const Rows<float> back{cos_product_, 0, p_.float_blocks};
+      norm_.PutBack(back, x, rows);
+      Keep(back, x, rows);
+      AscendC::PipeBarrier<PIPE_V>();
+      this->ConvertRows(to, back, whole, rows);
+    } else if constexpr (kFloat && kJoin) {
       const int32_t plane = p_.half_pitch / kBlock;
       JoinPairs<T>({Address(to),
                     Address(cos_product_),
@@ -286,7 +314,7 @@ class NormKernel : public RopeKernel<T, kSplit, kJoin, false> {
       const Columns columns{p_.lanes, p_.half_mask};
       this->ConvertHalves(to, to.After(half), x, x.After(half), columns, rows);
     } else if constexpr (kFloat) {
-      this->ConvertRows(to, x, Columns{p_.norm.columns, p_.norm.mask}, rows);
+      this->ConvertRows(to, x, whole, rows);
     } else if constexpr (kJoin) {
       this->Join(to, x, pair_rows_[box.shape->steps.tensor], box.shape->steps.shift, rows);
     } else if constexpr (kSplit) {

@@ -23,6 +23,7 @@ class NormStep {
   static constexpr int32_t kFloatBlock = kBlockBytes / sizeof(float);
   static constexpr int32_t kRepeatBlocks = 8;
   static constexpr int32_t kWeights = kRing + 1;  // the weights' event
+  static constexpr int32_t kOffsets = 0;          // the event of offsets, the only one from S to V
 
  public:
   ROPE_INLINE explicit NormStep(const RopeParams& params) : p_(params), norm_(params.norm) {}
@@ -64,8 +65,8 @@ class NormStep {
   }
 
   /// Weights as loaded -> weight_offset + weight in fp32, in the order in which rows are
-  /// multiplied. lines and planes are scratch of SplitPairs.
-  template <bool kSplit>
+  /// multiplied. lines and planes are scratch.
+  template <bool kSplit, bool kArrange>
   ROPE_INLINE void PrepareWeights(const AscendC::LocalTensor<uint8_t>& lines,
                                   const AscendC::LocalTensor<uint8_t>& planes) {
     if constexpr (kSplit) {  // padding lanes are multiplied too: make them 0
@@ -77,10 +78,48 @@ class NormStep {
     AscendC::WaitFlag<AscendC::HardEvent::MTE2_V>(kWeights);
     for (int32_t i = 0; i < 2; ++i) {
       if (norm_.tensors[i] == 0) continue;
-      if (norm_.weight_dtype == kTableFloat16) PrepareWeight<kSplit, half>(i, lines, planes);
-      if (norm_.weight_dtype == kTableBFloat16) PrepareWeight<kSplit, bfloat16_t>(i, lines, planes);
-      if (norm_.weight_dtype == kTableFloat32) PrepareWeight<kSplit, float>(i, lines, planes);
+      if (norm_.weight_dtype == kTableFloat16) {
+        PrepareWeight<kSplit, kArrange, half>(i, lines, planes);
+      } else if (norm_.weight_dtype == kTableBFloat16) {
+        PrepareWeight<kSplit, kArrange, bfloat16_t>(i, lines, planes);
+      } else {
+        PrepareWeight<kSplit, kArrange, float>(i, lines, planes);
+      }
     }
+  }
+
+  // ---- Rows in another order ----------------------------------------------------------------
+
+  /// S writes the offsets by which Arrange and PutBack gather.
+  ROPE_INLINE void MakeOffsets() {
+    const RopeArrangement& a = norm_.arrangement;
+    for (int32_t i = 0; i < p_.half; ++i) {
+      Connect(a.before + i * a.in_step, i, a.before + i * a.out_step);
+      Connect(a.before + a.in_second + i * a.in_step, p_.half_pitch + i,
+              a.before + a.out_second + i * a.out_step);
+    }
+    const AscendC::LocalTensor<uint32_t> arrange = Offsets(a.arrange);
+    for (int32_t i = p_.half; i < p_.half_pitch; ++i) {  // padding: any column
+      arrange.SetValue(i, 0u);
+      arrange.SetValue(p_.half_pitch + i, 0u);
+    }
+    for (int32_t i = 0; i < a.rest; ++i) {
+      const int32_t column = i < a.before ? i : i + 2 * p_.half;
+      Connect(column, 2 * p_.half_pitch + i, column);
+    }
+    AscendC::SetFlag<AscendC::HardEvent::S_V>(kOffsets);
+    AscendC::WaitFlag<AscendC::HardEvent::S_V>(kOffsets);
+  }
+
+  /// Rows as they lie -> arranged, but for columns that are kept.
+  ROPE_INLINE void Arrange(const Rows<float>& to, const Rows<float>& from, int32_t rows) {
+    const RopeArrangement& a = norm_.arrangement;
+    Gather(to, from, a.arrange, a.width - a.kept, rows);
+  }
+  /// And back.
+  ROPE_INLINE void PutBack(const Rows<float>& to, const Rows<float>& from, int32_t rows) {
+    const RopeArrangement& a = norm_.arrangement;
+    Gather(to, from, a.put_back, norm_.columns - a.kept, rows);
   }
 
   // ---- Factors ------------------------------------------------------------------------------
@@ -228,7 +267,41 @@ class NormStep {
     return AscendC::UnaryRepeatParams(1, 1, kRepeatBlocks, kRepeatBlocks);
   }
 
-  template <bool kSplit, typename W>
+  ROPE_INLINE AscendC::LocalTensor<uint32_t> Offsets(int32_t begin) const {
+    return Rows<uint32_t>{part_, begin, 0}[0];
+  }
+
+  /// Column `in` of a row as it comes is column `arranged` for the rotation, and `out` as it
+  /// leaves.
+  ROPE_INLINE void Connect(int32_t in, int32_t arranged, int32_t out) {
+    constexpr int32_t kBytes = sizeof(float);
+    Offsets(norm_.arrangement.arrange).SetValue(arranged, static_cast<uint32_t>(in * kBytes));
+    Offsets(norm_.arrangement.put_back).SetValue(out, static_cast<uint32_t>(arranged * kBytes));
+  }
+
+  /// `width` columns of each row, by offsets from its beginning.
+  ROPE_INLINE void Gather(const Rows<float>& to, const Rows<float>& from, int32_t offsets,
+                          int32_t width, int32_t rows) {
+    const int32_t full = width / kRepeatFloats, left = width - full * kRepeatFloats;
+    const AscendC::LocalTensor<float> first = from[0];
+    const AscendC::LocalTensor<uint32_t> by = Offsets(offsets);
+    for (int32_t row = 0; row < rows; ++row) {
+      const Rows<float> y = to.After(row * to.blocks * kBlockBytes);
+      const uint32_t begin = static_cast<uint32_t>(row * from.blocks * kBlockBytes);
+      if (full > 0) {
+        AscendC::Gather(y[0], first, by, begin, uint64_t{kRepeatFloats}, static_cast<uint8_t>(full),
+                        uint16_t{kRepeatBlocks});
+      }
+      if (left > 0) {
+        const int32_t i = full * kRepeatFloats;
+        AscendC::Gather(y[i], first, by[i], begin, static_cast<uint64_t>(left), uint8_t{1},
+                        uint16_t{kRepeatBlocks});
+      }
+    }
+    AscendC::ResetMask();
+  }
+
+  template <bool kSplit, bool kArrange, typename W>
   ROPE_INLINE void PrepareWeight(int32_t tensor, const AscendC::LocalTensor<uint8_t>& lines,
                                  const AscendC::LocalTensor<uint8_t>& planes) {
     const Rows<W> raw{part_, norm_.raw_weights + tensor * norm_.raw_weight_bytes, 0};
@@ -242,6 +315,11 @@ class NormStep {
           {Address(raw), Address(lines), {Address(even), Address(odd)}}, seamless, count);
       Widen(weight, even, half);
       Widen(weight.After(p_.half_pitch * static_cast<int32_t>(sizeof(float))), odd, half);
+    } else if constexpr (kArrange) {
+      const Rows<float> wide{lines, 0, 0};
+      Widen(wide, raw, norm_.columns);
+      AscendC::PipeBarrier<PIPE_V>();
+      Gather(weight, wide, norm_.arrangement.arrange, norm_.arrangement.width, 1);
     } else {
       Widen(weight, raw, norm_.columns);
     }

@@ -6,7 +6,8 @@
 //   interleaved   pairs -> pairs        reinterleave   halves -> pairs (deinterleave's backward)
 //
 // upright: interleaved, too, by rope_upright.h.
-// rope_norm_*: with the norm of norm_kernel.h before the rotation.
+// rope_norm_*: with the norm of norm_kernel.h before the rotation; arranged: of any order, by
+// columns that are gathered.
 #pragma once
 
 #include <cstddef>
@@ -14,33 +15,36 @@
 #include "rope/rope_geometry.h"
 #include "rope/rope_params.h"
 
-//    name, dtype, the same in the kernel, rows come as pairs, rows leave as pairs, norm before,
-//    upright
+//    name, dtype, the same in the kernel, rows come as pairs, rows leave as pairs,
+//    RopeParams::steps
 #define ROPE_ENTRIES(ENTRY)                                                           \
-  ENTRY(rope_fp16_half, kFloat16, half, false, false, false, false)                   \
-  ENTRY(rope_fp16_interleaved, kFloat16, half, true, true, false, false)              \
-  ENTRY(rope_fp16_upright, kFloat16, half, true, true, false, true)                   \
-  ENTRY(rope_fp16_deinterleave, kFloat16, half, true, false, false, false)            \
-  ENTRY(rope_fp16_reinterleave, kFloat16, half, false, true, false, false)            \
-  ENTRY(rope_bf16_half, kBFloat16, bfloat16_t, false, false, false, false)            \
-  ENTRY(rope_bf16_interleaved, kBFloat16, bfloat16_t, true, true, false, false)       \
-  ENTRY(rope_bf16_upright, kBFloat16, bfloat16_t, true, true, false, true)            \
-  ENTRY(rope_bf16_deinterleave, kBFloat16, bfloat16_t, true, false, false, false)     \
-  ENTRY(rope_bf16_reinterleave, kBFloat16, bfloat16_t, false, true, false, false)     \
-  ENTRY(rope_fp32_half, kFloat32, float, false, false, false, false)                  \
-  ENTRY(rope_fp32_interleaved, kFloat32, float, true, true, false, false)             \
-  ENTRY(rope_fp32_upright, kFloat32, float, true, true, false, true)                  \
-  ENTRY(rope_fp32_deinterleave, kFloat32, float, true, false, false, false)           \
-  ENTRY(rope_fp32_reinterleave, kFloat32, float, false, true, false, false)           \
-  ENTRY(rope_norm_fp16_half, kFloat16, half, false, false, true, false)               \
-  ENTRY(rope_norm_fp16_interleaved, kFloat16, half, true, true, true, false)          \
-  ENTRY(rope_norm_fp16_deinterleave, kFloat16, half, true, false, true, false)        \
-  ENTRY(rope_norm_bf16_half, kBFloat16, bfloat16_t, false, false, true, false)        \
-  ENTRY(rope_norm_bf16_interleaved, kBFloat16, bfloat16_t, true, true, true, false)   \
-  ENTRY(rope_norm_bf16_deinterleave, kBFloat16, bfloat16_t, true, false, true, false) \
-  ENTRY(rope_norm_fp32_half, kFloat32, float, false, false, true, false)              \
-  ENTRY(rope_norm_fp32_interleaved, kFloat32, float, true, true, true, false)         \
-  ENTRY(rope_norm_fp32_deinterleave, kFloat32, float, true, false, true, false)
+  ENTRY(rope_fp16_half, kFloat16, half, false, false, kRotates)                       \
+  ENTRY(rope_fp16_interleaved, kFloat16, half, true, true, kRotates)                  \
+  ENTRY(rope_fp16_upright, kFloat16, half, true, true, kRotatesUpright)               \
+  ENTRY(rope_fp16_deinterleave, kFloat16, half, true, false, kRotates)                \
+  ENTRY(rope_fp16_reinterleave, kFloat16, half, false, true, kRotates)                \
+  ENTRY(rope_bf16_half, kBFloat16, bfloat16_t, false, false, kRotates)                \
+  ENTRY(rope_bf16_interleaved, kBFloat16, bfloat16_t, true, true, kRotates)           \
+  ENTRY(rope_bf16_upright, kBFloat16, bfloat16_t, true, true, kRotatesUpright)        \
+  ENTRY(rope_bf16_deinterleave, kBFloat16, bfloat16_t, true, false, kRotates)         \
+  ENTRY(rope_bf16_reinterleave, kBFloat16, bfloat16_t, false, true, kRotates)         \
+  ENTRY(rope_fp32_half, kFloat32, float, false, false, kRotates)                      \
+  ENTRY(rope_fp32_interleaved, kFloat32, float, true, true, kRotates)                 \
+  ENTRY(rope_fp32_upright, kFloat32, float, true, true, kRotatesUpright)              \
+  ENTRY(rope_fp32_deinterleave, kFloat32, float, true, false, kRotates)               \
+  ENTRY(rope_fp32_reinterleave, kFloat32, float, false, true, kRotates)               \
+  ENTRY(rope_norm_fp16_half, kFloat16, half, false, false, kNorms)                    \
+  ENTRY(rope_norm_fp16_interleaved, kFloat16, half, true, true, kNorms)               \
+  ENTRY(rope_norm_fp16_deinterleave, kFloat16, half, true, false, kNorms)             \
+  ENTRY(rope_norm_fp16_arranged, kFloat16, half, false, false, kNormsArranged)        \
+  ENTRY(rope_norm_bf16_half, kBFloat16, bfloat16_t, false, false, kNorms)             \
+  ENTRY(rope_norm_bf16_interleaved, kBFloat16, bfloat16_t, true, true, kNorms)        \
+  ENTRY(rope_norm_bf16_deinterleave, kBFloat16, bfloat16_t, true, false, kNorms)      \
+  ENTRY(rope_norm_bf16_arranged, kBFloat16, bfloat16_t, false, false, kNormsArranged) \
+  ENTRY(rope_norm_fp32_half, kFloat32, float, false, false, kNorms)                   \
+  ENTRY(rope_norm_fp32_interleaved, kFloat32, float, true, true, kNorms)              \
+  ENTRY(rope_norm_fp32_deinterleave, kFloat32, float, true, false, kNorms)            \
+  ENTRY(rope_norm_fp32_arranged, kFloat32, float, false, false, kNormsArranged)
 
 namespace npu_rope {
 
@@ -48,7 +52,8 @@ namespace npu_rope {
 template <class Function>
 struct RopeEntry {
   DType dtype;
-  bool split_in, join_out, norm, upright;
+  bool split_in, join_out;
+  uint8_t steps;
   Function* function;
 };
 
@@ -58,9 +63,7 @@ Function* find_entry(const RopeEntry<Function> (&entries)[n], DType dtype,
                      const RopeParams& params) {
   for (const auto& entry : entries) {
     if (entry.dtype == dtype && entry.split_in == static_cast<bool>(params.split_in) &&
-        entry.join_out == static_cast<bool>(params.join_out) &&
-        entry.norm == (params.norm.tensors[0] || params.norm.tensors[1]) &&
-        entry.upright == (params.upright != 0)) {
+        entry.join_out == static_cast<bool>(params.join_out) && entry.steps == params.steps) {
       return entry.function;
     }
   }

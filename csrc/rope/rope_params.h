@@ -29,6 +29,12 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
+// RopeParams::steps
+constexpr uint8_t kRotates = 0;         // rope_kernel.h
+constexpr uint8_t kRotatesUpright = 1;  // with the steps of rope_upright.h
+constexpr uint8_t kNorms = 2;           // norm_kernel.h
+constexpr uint8_t kNormsArranged = 3;   // of rows that RopeArrangement puts in order
+
 // RopeParams::upright: what a line of a box is. 0: rows are rotated as they lie.
 constexpr int32_t kUprightTokens = 1;  // a token's heads
 constexpr int32_t kUprightHeads = 2;   // a head's tokens
@@ -123,6 +129,21 @@ struct RopeChunks {
 };
 static_assert(sizeof RopeChunks::columns / sizeof(uint16_t) == 2 * 1024 / kRepeatFloats);
 
+/// Rows whose halves do not begin at whole blocks, or are pairs beside other columns: worked on as
+/// [first half, pad | second half, pad | what is not rotated], by columns that are gathered.
+struct RopeArrangement {
+  int32_t width;   // columns, with padding
+  int32_t before;  // columns of a row as it lies before those that are rotated
+  int32_t rest;    // columns that are not rotated
+  // Rows as they come, and as they leave: columns from an element of a half to the next one, and
+  // from the first half's to the second's.
+  int32_t in_step, in_second, out_step, out_second;
+  int32_t kept;               // the last columns so many, which are in place as they lie: else 0
+  uint64_t kept_mask;         // lanes of the last repeat of them
+  int32_t arrange, put_back;  // bytes from the beginning of the norm's part to offsets of columns:
+                              // of a row as it lies, and of one so arranged
+};
+
 /// RMSNorm of rows before they are rotated. Zeros where there is none.
 struct RopeNormParams {
   int32_t tensors[2];               // whether q's, and k's, rows have it
@@ -137,6 +158,7 @@ struct RopeNormParams {
   RopeChunks scaled;                // a row as it is multiplied by its factor
   int32_t spread;                   // by blocks this far from each other, and blocks of a factor
   float share, eps, weight_offset;  // share: 1 / head_dim
+  RopeArrangement arrangement;      // of kNormsArranged
 
   // Bytes from the beginning of RopeLayout's part.
   int32_t weights;                         // of q and k in fp32
@@ -172,6 +194,7 @@ struct RopeParams {
   uint8_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
   uint8_t transpose;          // the transposed rotation
   uint8_t round_each;         // round the products to q's dtype
+  uint8_t steps;              // kRotates, ...: which kernel it is
   uint8_t upright;            // how pairs are rotated: kUprightTokens, kUprightHeads or 0
   uint8_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
   uint8_t joined;  // each core has one token, all of whose rows are one box: q's, then k's

@@ -27,32 +27,6 @@ static_assert(static_cast<int32_t>(DType::kFloat16) == kTableFloat16 &&
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("rope: " + what); }
 
-/// A row is normalised as it lies, in fp32 from its first to its last column, so what is rotated of
-/// it begins and ends at whole blocks.
-void check_norm(const RopeGeometry& g) {
-  const int64_t block = kBlockBytes / size_of(g.dtype);
-  const bool half = g.style == Style::kHalf;
-  if (half && g.rotary_dim / 2 % 8 != 0) {
-    refuse(
-        "the norm takes halves of whole 8 columns on the NPU: expected a rotary_dim that is a "
-        "multiple of 16, or interleaved=True, got " +
-        std::to_string(g.rotary_dim));
-  }
-  if (g.rotary_dim < g.head_dim && !half) {
-    refuse(
-        "the norm takes interleaved rows on the NPU where all of them is rotated: expected "
-        "rotary_dim " +
-        std::to_string(g.head_dim) + " as head_dim, got " + std::to_string(g.rotary_dim));
-  }
-  if (g.rotary_dim < g.head_dim && (g.head_dim % block != 0 || g.rotary_offset % block != 0)) {
-    refuse(
-        "the norm takes rows that are rotated in part on the NPU where they and the rotated "
-        "slice begin at 32 bytes: expected multiples of " +
-        std::to_string(block) + ", got head_dim " + std::to_string(g.head_dim) +
-        " and rotary_offset " + std::to_string(g.rotary_offset));
-  }
-}
-
 void check(const RopeGeometry& g, const Chip& chip) {
   if (chip.arch != 2201) {
     refuse("there is a kernel for A2 and A3 (NPU architecture 2201), not for " + chip.name +
@@ -84,7 +58,6 @@ void check(const RopeGeometry& g, const Chip& chip) {
            std::to_string(g.head_dim) + ", got rotary_dim " + std::to_string(g.rotary_dim) +
            " at rotary_offset " + std::to_string(g.rotary_offset));
   }
-  if (g.norm.q || g.norm.k) check_norm(g);
 }
 
 /// The same rotation with batches counted as heads, where they step through memory as heads do and
@@ -131,6 +104,18 @@ bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
 /// Whether rows are normalised before they are rotated.
 bool norms(const RopeGeometry& g) { return g.norm.q || g.norm.k; }
 
+/// Whether their columns are put in another order for it (RopeArrangement). Otherwise rows are
+/// normalised as they lie, and what is rotated of them begins and ends at whole blocks; or they are
+/// pairs from the first column to the last.
+bool arranges(const RopeGeometry& g) {
+  if (!norms(g)) return false;
+  const bool partial = g.rotary_dim < g.head_dim;
+  if (g.style != Style::kHalf) return partial;
+  const int64_t block = kBlockBytes / size_of(g.dtype);
+  return g.rotary_dim / 2 % 8 != 0 ||
+         (partial && (g.head_dim % block != 0 || g.rotary_offset % block != 0));
+}
+
 /// Whether a transfer can go from a block of `bytes` to the next one, `stride` bytes further: the
 /// gap between them is an unsigned number of 32 bits.
 bool reachable(int64_t stride, int64_t bytes) { return stride >= bytes && stride <= UINT32_MAX; }
@@ -162,12 +147,12 @@ Rows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
   const bool partial = (!r.in_place || norms(g)) && g.rotary_dim < g.head_dim;
-  r.whole = partial && (norms(g) || rotates_whole_rows(g, p));
+  r.whole = arranges(g) || (partial && (norms(g) || rotates_whole_rows(g, p)));
   r.passes = partial && !r.whole;
   const int64_t before = r.passes ? g.rotary_offset : 0;
   const int64_t after = r.passes ? g.head_dim - g.rotary_dim - before : 0;
   r.run = (r.whole ? g.head_dim : std::max({before, g.rotary_dim, after})) * size;
-  const int64_t rotated = r.whole ? g.head_dim : 2 * p.half_pitch;
+  const int64_t rotated = r.whole ? AlignUp(g.head_dim, block) : 2 * p.half_pitch;
   r.held = (AlignUp(before, block) + rotated + AlignUp(after, block)) * size;
 
   // The axis whose rows lie closer comes innermost.
@@ -244,7 +229,8 @@ RopeMove move_of(const RopeGeometry& g, const RopeParams& p, const Rows& r, bool
   move.halves = 1;
   if (r.whole) {
     const int64_t bytes = g.head_dim * size;
-    add(move, columns_of(load, 0, 0, bytes, bytes, bytes));
+    const int64_t pitch = AlignUp(bytes, kBlockBytes);
+    add(move, columns_of(load, 0, 0, bytes, pitch, pitch));
     finish(move, inner_count, outer_count);
     return move;
   }
@@ -362,7 +348,9 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
   const int64_t columns = in_place && !norms(g) ? g.rotary_dim : g.head_dim;
   const int64_t row = 2 * columns * size_of(g.dtype);
   const int64_t tables = 2 * g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
-  const double bytes_per_ns = p.join_out ? kPairBytesPerNs : kBytesPerNs;
+  const double bytes_per_ns = p.steps == kNormsArranged ? kArrangedBytesPerNs
+                              : p.join_out              ? kPairBytesPerNs
+                                                        : kBytesPerNs;
   double least = 0;
   for (int64_t head_parts = 1; head_parts <= std::min(heads, max_cores); ++head_parts) {
     const int64_t token_bytes = CeilDiv(heads, head_parts) * row + tables;
@@ -538,7 +526,7 @@ Room lay_out_norm(const RopeGeometry& g, const Chip& chip, const RopeParams& p, 
   Room room = {};
   if (rows > kMaxRepeats || rows < c.tile_tokens) return room;
   const int64_t float_row = p.float_blocks * kBlockBytes;
-  const int64_t spare = p.split_in ? kUnitBytes : 0;
+  const int64_t spare = p.split_in || p.split_tables ? kUnitBytes : 0;
   RopeNormParams norm = p.norm;
   RopeLayout& ub = room.ub;
   ub.work_bytes = static_cast<int32_t>(2 * (rows * float_row + spare));
@@ -782,6 +770,7 @@ bool choose_upright(const RopeGeometry& g, const Chip& chip, Rows (&rows)[2], Ro
 
   RopeParams u = p;
   u.upright = static_cast<uint8_t>(upright);
+  u.steps = kRotatesUpright;
   u.float_blocks = static_cast<int32_t>(g.rotary_dim * 4 / kBlockBytes + (heads_abreast ? 0 : 2));
   for (int64_t run = std::min(longest, 4 * kMaxRepeats / g.rotary_dim); run >= least_run; --run) {
     const int64_t tile = std::min(tokens, heads_abreast ? run : int64_t{kUnit});
@@ -807,7 +796,24 @@ bool choose_upright(const RopeGeometry& g, const Chip& chip, Rows (&rows)[2], Ro
 
 // ---- The norm -----------------------------------------------------------------------------------
 
-/// p: of which split_in, half_pitch, float_blocks and row are set.
+/// p: of which half_pitch is set.
+RopeArrangement arrangement_of(const RopeGeometry& g, const RopeParams& p) {
+  RopeArrangement a = {};
+  a.before = static_cast<int32_t>(g.rotary_offset);
+  a.rest = static_cast<int32_t>(g.head_dim - g.rotary_dim);
+  a.width = 2 * p.half_pitch + a.rest;
+  const bool pairs_in = g.style != Style::kHalf, pairs_out = g.style == Style::kInterleaved;
+  a.in_step = pairs_in ? 2 : 1;
+  a.in_second = pairs_in ? 1 : p.half;
+  a.out_step = pairs_out ? 2 : 1;
+  a.out_second = pairs_out ? 1 : p.half;
+  const bool in_place = a.before == 0 && p.half_pitch == p.half;
+  a.kept = in_place ? a.rest : 0;
+  a.kept_mask = a.kept > 0 ? last_lanes(a.kept) : 0;
+  return a;
+}
+
+/// p: of which steps, split_in, half_pitch, float_blocks and row are set.
 RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   RopeNormParams n = {};
   const int64_t size = size_of(g.norm.weight_dtype);
@@ -824,18 +830,21 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   if (p.split_in) {
     n.row = p.row;
   } else {
-    for (int64_t c = 0; c < g.head_dim; c += kRepeatFloats) {
+    const bool arranged = p.steps == kNormsArranged;
+    if (arranged) n.arrangement = arrangement_of(g, p);
+    const int64_t width = arranged ? n.arrangement.width : g.head_dim;
+    for (int64_t c = 0; c < width; c += kRepeatFloats) {
       n.row.columns[n.row.count++] = static_cast<uint16_t>(c);
-      n.row.full += g.head_dim - c >= kRepeatFloats;
+      n.row.full += width - c >= kRepeatFloats;
     }
-    n.row.mask = n.mask;
-    n.row.shift = shift_of(g.head_dim, p.float_blocks);
-    n.offset = static_cast<int32_t>(g.rotary_offset);
+    n.row.mask = last_lanes(width);
+    n.row.shift = arranged ? 0 : shift_of(width, p.float_blocks);
+    n.offset = arranged ? 0 : static_cast<int32_t>(g.rotary_offset);
   }
   // Rows of whole 512 bytes: of a repeat of every second block, and a factor in one of the others,
   // none share a bank group.
   n.scaled = n.row;
-  n.spread = g.head_dim % (2 * kRepeatFloats) == 0 ? 2 : 1;
+  n.spread = g.head_dim % (2 * kRepeatFloats) == 0 && p.steps == kNorms ? 2 : 1;
   if (n.spread == 2) {
     for (int32_t i = 0; i < n.scaled.count; ++i) {
       n.scaled.columns[i] = static_cast<uint16_t>(i / 2 * 2 * kRepeatFloats + i % 2 * 8);
@@ -851,7 +860,11 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   n.raw_weight_bytes = static_cast<int32_t>(held);
   n.raw_weights = 2 * n.weight_bytes;
   n.ones = n.raw_weights + 2 * n.raw_weight_bytes;
-  n.sums = static_cast<int32_t>(AlignUp(n.ones + kBlockBytes, kRepeatFloats * 4));
+  n.arrangement.arrange = n.ones + kBlockBytes;
+  n.arrangement.put_back =
+      n.arrangement.arrange + static_cast<int32_t>(AlignUp(n.arrangement.width, 8)) * 4;
+  const int64_t put_back = n.arrangement.width > 0 ? AlignUp(g.head_dim, 8) * 4 : 0;
+  n.sums = static_cast<int32_t>(AlignUp(n.arrangement.put_back + put_back, kRepeatFloats * 4));
   return n;
 }
 
@@ -868,8 +881,12 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   p.table_dtype = static_cast<uint8_t>(g.table_dtype);
   p.round_tables = g.cast_tables && g.dtype != DType::kFloat32 && g.table_dtype != g.dtype;
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
-  p.split_in = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && !g.transpose);
-  p.join_out = g.style == Style::kInterleaved || (g.style == Style::kDeinterleave && g.transpose);
+  p.steps = arranges(g) ? kNormsArranged : norms(g) ? kNorms : kRotates;
+  if (p.steps != kNormsArranged) {
+    const bool interleaved = g.style == Style::kInterleaved;
+    p.split_in = interleaved || (g.style == Style::kDeinterleave && !g.transpose);
+    p.join_out = interleaved || (g.style == Style::kDeinterleave && g.transpose);
+  }
   p.transpose = g.transpose;
   p.round_each = g.round_each && g.dtype != DType::kFloat32;
 
@@ -884,7 +901,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
   choose_repeats(half, !transposes(g, p), p);
   if (norms(g)) {  // which works on whole rows
-    const int64_t columns = std::max<int64_t>(g.head_dim, 2 * p.half_pitch);
+    const int64_t rest = arranges(g) ? g.head_dim - g.rotary_dim : 0;
+    const int64_t columns = std::max<int64_t>(g.head_dim, 2 * p.half_pitch + rest);
     p.float_blocks = static_cast<int32_t>(AlignUp(columns * 4, kBankRow) / kBlockBytes);
     p.norm = norm_of(g, p);
   }
@@ -894,7 +912,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   for (int i = 0; i < 2; ++i) {
     RopeTensor& t = p.tensors[i];
     const Rows& r = rows[i];
-    const int64_t pitch = (r.whole ? g.head_dim : 2 * p.half_pitch) * size_of(g.dtype);
+    const int64_t columns = r.whole ? AlignUp(g.head_dim, block) : 2 * p.half_pitch;
+    const int64_t pitch = columns * size_of(g.dtype);
     const bool between = r.whole && transposes(g, p);  // pairs lie between other columns
     t.heads = static_cast<int32_t>(r.heads);
     t.head_major = r.head_major;

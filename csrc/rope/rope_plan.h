@@ -21,12 +21,13 @@ struct RopePlan {
 ///
 /// and the grid of (token parts × head parts) that takes least is used, of equals the one with
 /// fewer cores. One core moves about 100 bytes a ns, which is also about what its vector unit
-/// rotates; where it joins pairs it takes a quarter as long again. What a core more costs is known
-/// within a range only, 30 to 110 ns. 60 is bad at neither end: no launch of the benchmarks' table
-/// takes 8 % longer than by the best number of cores for either (python -m benchmarks cores); with
-/// 30 they took up to 18 % longer. The launch itself costs the same for every grid.
+/// rotates; where it joins pairs it takes a quarter as long again, and where it gathers columns,
+/// ten times. What a core more costs is known within a range only, 30 to 110 ns. 60 is bad at
+/// neither end: no launch of the benchmarks' table takes 8 % longer than by the best number of
+/// cores for either (python -m benchmarks cores); with 30 they took up to 18 % longer. The launch
+/// itself costs the same for every grid.
 constexpr double kStartNs = 60;
-constexpr double kBytesPerNs = 100, kPairBytesPerNs = 80;
+constexpr double kBytesPerNs = 100, kPairBytesPerNs = 80, kArrangedBytesPerNs = 8;
 
 /// Pure. Throws std::invalid_argument where the chip has no kernel or the geometry is not one that
 /// the kernel rotates.

@@ -25,6 +25,7 @@ enum Api {
   kBlockReduceSum,
   kPairReduceSum,
   kBrcb,
+  kGather,
   kTranspose,
   kCast
 };
@@ -121,6 +122,14 @@ void Execute(const Operands<T>& o, const InstructionParams& p) {
   if constexpr (sizeof(T) == 4) {
     if (p.api == kBrcb) {
       Brcb(o.y, o.x0, p.repeats, BrcbRepeatParams(p.block_strides[0], p.repeat_strides[0]));
+    } else if (p.api == kGather) {  // x1 holds offsets, scalar is the base
+      const auto offsets = o.x1.template ReinterpretCast<uint32_t>();
+      const uint32_t base = static_cast<uint32_t>(p.scalar);
+      if (p.form == kCount) {
+        Gather(o.y, o.x0, offsets, base, static_cast<uint32_t>(p.count));
+      } else {
+        Gather(o.y, o.x0, offsets, base, p.mask[0], p.repeats, p.repeat_strides[0]);
+      }
     }
   }
   if constexpr (kIsInteger16<T>) {

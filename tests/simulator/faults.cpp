@@ -48,6 +48,13 @@ class Square {
     Load();
     Order<HardEvent::MTE2_V>();
   }
+  /// For Gather, behind the result: so many times one.
+  LocalTensor<uint32_t> Offsets(uint32_t offset) {
+    const LocalTensor<uint32_t> offsets = b[kCount].ReinterpretCast<uint32_t>();
+    Duplicate(offsets, offset, static_cast<int32_t>(kCount));
+    PipeBarrier<PIPE_V>();
+    return offsets;
+  }
 
   TPipe pipe_;
   TBuf<TPosition::VECIN> in_;
@@ -555,6 +562,84 @@ const std::map<std::string, Kernel>& kernels() {
          k.LoadForCompute();
          SetMaskCount();
          Brcb(k.b, k.a, 1, {1, 8});
+       }},
+      {"Gather repeat 256",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(0), 0, 64, 256, 8);
+       }},
+      {"Gather mask 65",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(0), 0, 65, 1, 8);
+       }},
+      {"Gather of no elements",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(0), 0, 0);
+       }},
+      {"Gather by an offset that is no whole element",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(6), 0, 8, 1, 8);
+       }},
+      {"Gather from a base that is no whole element",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(0), 2, 8, 1, 8);
+       }},
+      {"Gather from a base beyond the tensor",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(0), 1024, 8, 1, 8);
+       }},
+      {"Gather beyond the buffer",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(4096), 0, 8, 1, 8);
+       }},
+      {"Gather of unwritten UB",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.b, k.a, k.Offsets(kCount * 4), 0, 8, 1, 8);
+       }},
+      {"Gather into its source",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         Gather(k.a, k.a, k.Offsets(4), 0, 8, 1, 8);
+       }},
+      {"Gather into its offsets",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         const auto offsets = k.Offsets(4);
+         Gather(offsets.ReinterpretCast<float>(), k.a, offsets, 0, 8, 1, 8);
+       }},
+      {"Gather by offsets that S just wrote, no auto sync",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         const auto offsets = k.Offsets(0);
+         k.Order<HardEvent::V_S>();
+         offsets.SetValue(0, 4u);
+         Gather(k.b, k.a, offsets, 0, 8, 1, 8);
+       }},
+      {"Gather in counter mode",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadForCompute();
+         const auto offsets = k.Offsets(0);
+         SetMaskCount();
+         Gather(k.b, k.a, offsets, 0, 8, 1, 8);
        }},
       {"Sqrt repeat stride 256",
        [](GM_ADDR x, GM_ADDR y) {

@@ -297,6 +297,40 @@ void broadcast_to_blocks(Where where, const LocalTensor<T>& dst, const LocalTens
   }
 }
 
+/// Each lane gets the element of src that its offset leads to.
+template <typename T>
+void gather(Where where, const LocalTensor<T>& dst, const LocalTensor<T>& src,
+            const LocalTensor<uint32_t>& offsets, uint32_t base, uint64_t mask, int64_t repeats,
+            int64_t dst_step) {
+  constexpr const char* kApi = "Gather";
+  Core& core = Core::current();
+  core.set_mask_prefix(kApi, where, static_cast<int64_t>(mask), sizeof(T));
+  VectorCall call{kApi, where, core.lanes(kApi, where, repeats, sizeof(T)), 2, {}, false, true};
+  call.dst_lanes = call.lanes;
+  core.expect_range(kApi, where, "dstRepStride", dst_step, 0, kMaxUint16);
+  core.expect_range(kApi, where, "srcBaseAddr", base, 0, int64_t{src.GetSize()} * sizeof(T) - 1);
+  if (base % sizeof(T) != 0) {
+    core.fail(kApi, where,
+              "srcBaseAddr is " + std::to_string(base) + ", expected a multiple of " +
+                  std::to_string(sizeof(T)) + " bytes");
+  }
+  call.operands[0] = dst.as_operand("dst");
+  call.operands[0].repeat_stride = static_cast<uint32_t>(dst_step);
+  call.operands[1] = offsets.as_operand("srcOffset");
+  const Operand gathered = src.as_operand("src");
+  call.gathered = &gathered;
+  call.gathered_from = base;
+  core.vector(call);
+  uint8_t* const ub = core.ub();
+  for (uint32_t r = 0; r < call.lanes.repeats; ++r) {
+    for (uint32_t lane = 0; lane < call.lanes.active; ++lane) {
+      const uint32_t offset = *at<uint32_t>(ub, call.operands[1], r, lane);
+      std::memcpy(at<T>(ub, call.operands[0], r, lane), ub + gathered.address + base + offset,
+                  sizeof(T));
+    }
+  }
+}
+
 /// Transposes 16 blocks: [16][16] elements of 2 bytes, or [16][8] of 4 bytes to [8][16], whose row
 /// j is split over blocks 2j and 2j + 1.
 template <typename T>

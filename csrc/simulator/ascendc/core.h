@@ -80,8 +80,12 @@ struct VectorCall {
   int operand_count;
   Operand operands[3];    // destination, then sources
   bool may_accumulate;    // repeats may read, as the last source, what earlier ones wrote
-  bool reshapes = false;  // the destination has other lanes than the sources: reductions, Brcb
+  bool reshapes = false;  // no block of the destination is one of the source: reductions, Brcb
   Lanes dst_lanes{};
+  // Gather: the sources are offsets; each lane reads an element of `gathered`, so many bytes behind
+  // `gathered_from`.
+  const Operand* gathered = nullptr;
+  uint32_t gathered_from = 0;
 
   const Lanes& lanes_of(int operand) const { return reshapes && operand == 0 ? dst_lanes : lanes; }
 };
@@ -223,6 +227,7 @@ class Core {
                    const char* api, Where where, const Operand& operand, uint32_t first,
                    uint32_t last) const;
   void touch(const VectorCall& call, int operand, bool write, uint32_t number);
+  void touch_gathered(const VectorCall& call, uint32_t number);
   void record_transfer(Pipe pipe, uint32_t number, const Transfer& transfer,
                        const GmRegion& region);
   std::string describe(Pipe pipe, uint32_t number) const;

@@ -89,6 +89,7 @@ void Core::vector(const VectorCall& call) {
   call.reshapes ? check_apart(call) : check_overlap(call);
   const uint32_t number = issue(Pipe::V, call.api, call.where);
   for (int o = 1; o < call.operand_count; ++o) touch(call, o, false, number);
+  if (call.gathered != nullptr) touch_gathered(call, number);
   touch(call, 0, true, number);
 
   const Lanes& lanes = call.lanes;

@@ -1,5 +1,6 @@
 // The unified buffer: bounds, what was ever written, and who touched a block last.
 #include <algorithm>
+#include <cstring>
 
 #include "core_util.h"
 
@@ -187,6 +188,44 @@ void Core::touch(const VectorCall& call, int index, bool write, uint32_t number)
         apply(begin + from, begin + from + length);
         bytes &= ~(low_bytes(length) << from);
       }
+    }
+  }
+}
+
+/// What Gather reads, lane by lane.
+void Core::touch_gathered(const VectorCall& call, uint32_t number) {
+  const Operand &dst = call.operands[0], &offsets = call.operands[1], &src = *call.gathered;
+  check_operand(call.api, call.where, src);
+  std::vector<uint8_t> written(valid_.size(), 0);
+  for (uint32_t r = 0; r < call.lanes.repeats; ++r) {
+    for (uint32_t b = 0; b < repeat_blocks(call.lanes, dst, r); ++b) {
+      written[std::min(block_address(dst, r, b) / kBlockBytes, uint32_t(written.size() - 1))] = 1;
+    }
+  }
+  for (uint32_t r = 0; r < call.lanes.repeats; ++r) {
+    for (uint32_t lane = 0; lane < call.lanes.active; ++lane) {
+      const uint32_t place = block_address(offsets, r, 0) + lane * offsets.element_bytes;
+      uint32_t offset;
+      std::memcpy(&offset, ub_.get() + place, sizeof offset);
+      const uint64_t at = uint64_t{src.address} + call.gathered_from + offset;
+      const auto lane_text = [&] { return text(" of lane ", lane, " of repeat ", r, " is "); };
+      if (at % src.element_bytes != 0) {
+        fail(call.api, call.where,
+             text(offsets.role, lane_text(), offset, ", expected a multiple of ", src.element_bytes,
+                  " bytes"));
+      }
+      if (at + src.element_bytes > src.end) {
+        fail(call.api, call.where,
+             text(offsets.role, lane_text(), offset, ", which leads to UB byte ", at,
+                  ": expected to stay inside the buffer [", src.begin, ", ", src.end, ") of ",
+                  src.role));
+      }
+      if (written[at / kBlockBytes]) {
+        fail(call.api, call.where,
+             text("dst overlaps ", src.role, " at UB ", hex(at), ": expected no block in common"));
+      }
+      const uint32_t begin = static_cast<uint32_t>(at);
+      read_range(Pipe::V, number, call.api, call.where, src, begin, begin + src.element_bytes);
     }
   }
 }

@@ -339,6 +339,32 @@ void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const Wide<uint8
   npu_rope::simulator::broadcast_to_blocks(where, dst, src, repeatTime, repeatParams);
 }
 
+// The mask that it sets stays, in both forms.
+template <typename T>
+void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
+            const LocalTensor<uint32_t>& srcOffset, const uint32_t srcBaseAddr, const uint64_t mask,
+            const Wide<uint8_t> repeatTime, const Wide<uint16_t> dstRepStride,
+            Where where = Where::here()) {
+  static_assert(npu_rope::simulator::kIsMovable<T> && sizeof(T) == 4,
+                "Gather takes 32-bit types in the simulator");
+  npu_rope::simulator::gather(where, dst, src, srcOffset, srcBaseAddr, mask, repeatTime,
+                              dstRepStride);
+}
+template <typename T>
+void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src,
+            const LocalTensor<uint32_t>& srcOffset, const uint32_t srcBaseAddr,
+            const uint32_t count, Where where = Where::here()) {
+  constexpr uint32_t kLanes = npu_rope::simulator::kRepeatBytes / sizeof(T);
+  npu_rope::simulator::Core::current().expect_range("Gather", where, "count", count, 1,
+                                                    npu_rope::simulator::kMaxRepeats * kLanes);
+  const uint32_t full = count / kLanes, left = count % kLanes;
+  if (full > 0) Gather(dst, src, srcOffset, srcBaseAddr, uint64_t{kLanes}, full, 8, where);
+  if (left > 0) {
+    const uint32_t done = full * kLanes;
+    Gather(dst[done], src, srcOffset[done], srcBaseAddr, uint64_t{left}, 1, 8, where);
+  }
+}
+
 template <typename T>
 void TransDataTo5HD(const LocalTensor<T> (&dstList)[NCHW_CONV_ADDR_LIST_SIZE],
                     const LocalTensor<T> (&srcList)[NCHW_CONV_ADDR_LIST_SIZE],
