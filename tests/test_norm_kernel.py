@@ -258,3 +258,16 @@ def test_arranged_rows_move_once() -> None:
     sample = Sample(tokens=768, q_heads=16, k_heads=16, head_dim=72)
     trace = simulator.norm_apply(*Call(sample).tensors(), **Call(sample).options).trace
     assert trace.gm_bytes < 1.005 * trace.least_gm_bytes
+
+
+@pytest.mark.parametrize("table_dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("rotary_dim", [2, 32, 72])
+def test_a_single_row(rotary_dim: int, style: str, table_dtype: torch.dtype) -> None:
+    """Buffers are as short as they get, and table rows take whole units of a transpose."""
+    for dtype in DTYPES:
+        sample = Sample(tokens=1, q_heads=1, k_heads=0, head_dim=72, rotary_dim=rotary_dim,
+                        style=style, dtype=dtype, table_dtype=table_dtype)  # fmt: skip
+        tensors, options = Call(sample).tensors(), Call(sample).options
+        run = simulator.norm_apply(*tensors, **options)
+        assert_same((run.q, run.k), rope.norm_apply(*tensors, **options))
