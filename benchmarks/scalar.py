@@ -113,7 +113,7 @@ def build(step: bool = False) -> Path:
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(compile_one, objects))
-    host = (CSRC / "rope" / "rope_plan.cpp", CSRC / "npu" / "chip.cpp")
+    host = (*(CSRC / "rope").glob("rope_plan*.cpp"), CSRC / "npu" / "chip.cpp")
     static = () if step else ("-static",)
     run(*compiler, *static, "-o", driver, HERE / "driver.cpp", *objects, *host)
     return driver

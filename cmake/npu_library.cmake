@@ -5,7 +5,9 @@ function(add_npu_library target torch_npu_dir)
     csrc/npu/chip.cpp
     csrc/npu/launch.cpp
     csrc/rope/rope_npu.cpp
-    csrc/rope/rope_plan.cpp)
+    csrc/rope/rope_plan.cpp
+    csrc/rope/rope_plan_buffers.cpp
+    csrc/rope/rope_plan_rows.cpp)
   set_target_properties(${target} PROPERTIES OUTPUT_NAME npu_rope_npu)
   # torch_npu's own acl headers, not SYSTEM: CANN's, by CPATH, would come before them.
   target_include_directories(${target} PRIVATE csrc ${torch_npu_dir}/include/third_party/acl/inc)
