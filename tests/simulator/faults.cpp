@@ -967,6 +967,17 @@ const std::map<std::string, Kernel>& kernels() {
          k.LoadAndCompute();
          k.StoreResult();
        }},
+      {"right: S after S",
+       [](GM_ADDR x, GM_ADDR y) {
+         Square k(x, y);
+         k.LoadAndCompute();
+         k.Order<HardEvent::V_S>();
+         const float first = k.b.GetValue(0);
+         k.b.SetValue(0, 0.0f);
+         k.b.SetValue(0, first);
+         k.Order<HardEvent::S_MTE3>();
+         k.StoreResult();
+       }},
       {"right: SetValue and GetValue by auto sync",
        [](GM_ADDR x, GM_ADDR y) {
          Square k(x, y);

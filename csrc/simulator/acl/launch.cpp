@@ -16,8 +16,10 @@ void run(uint32_t blocks, int device, const std::function<void()>& kernel) {
   for (const auto& block : live) {
     regions.push_back({block->data(), static_cast<int64_t>(block->bytes()), false});
   }
+  simulator::Options options;
+  options.auto_sync = false;  // the kernel is right without the compiler's help, too
   try {
-    simulator::simulate(find_chip(soc_name()), static_cast<int>(blocks), regions, kernel);
+    simulator::simulate(find_chip(soc_name()), static_cast<int>(blocks), regions, kernel, options);
   } catch (const std::exception& error) {  // SimulationError, or a chip without a simulator
     throw Failure(ACL_ERROR_RT_VECTOR_CORE_EXCEPTION, error.what());
   }

@@ -78,6 +78,7 @@ Operand Core::operand_at(const char* role, const char* dtype, uint32_t element_b
 }
 
 bool Core::needs_order(Pipe pipe, Pipe other) const {
+  if (pipe == Pipe::S && other == Pipe::S) return false;  // which has one instruction at a time
   if (!launch_.options.auto_sync) return true;
   if (pipe == Pipe::S || other == Pipe::S) return false;
   return pipe != Pipe::V || other != Pipe::V;
