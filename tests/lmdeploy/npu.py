@@ -124,17 +124,17 @@ def test_norms_and_rotation_in_one_launch(
         assert got.is_contiguous() and torch.equal(got.cpu(), rows)
 
 
-def test_norms_that_no_kernel_takes_are_refused_before_a_launch(
+def test_norms_that_the_operator_refuses_launch_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = next(step for step in NORMS if step.module == "qwen3")
-    narrow = replace(step, config={**step.config, "head_dim": 72})
+    wide = replace(step, config={**step.config, "head_dim": 1026})
     with torch.no_grad():
-        layer = text_layer(narrow, torch.bfloat16, monkeypatch)
-        q, k = torch.randn(TOKENS, 3, 72).bfloat16().npu().split((2, 1), 1)
-        table = (x.npu() for x in tables(TOKENS, 72))
+        layer = text_layer(wide, torch.bfloat16, monkeypatch)
+        q, k = torch.randn(TOKENS, 3, 1026).bfloat16().npu().split((2, 1), 1)
+        table = (x.npu() for x in tables(TOKENS, 1026))
         with log() as lines:
             why = drop_in.rotate.normed(layer.q_norm.npu(), layer.k_norm.npu(), q, k, *table)
             torch.npu.synchronize()
-    assert "a rotary_dim that is a multiple of 16" in why and not lines.launches
+    assert "q has head_dim 1026, expected an even number" in why and not lines.launches
     assert drop_in.is_active()
