@@ -99,10 +99,10 @@ def build(step: bool = False) -> Path:
     entries = re.findall(r"ENTRY\((rope_.*?)\)", (CSRC / "rope" / "rope_entries.h").read_text())
     objects = []
     for entry in entries:
-        name, _, kind, split_in, join_out, steps = map(str.strip, entry.split(","))
+        name, _, dtype, split_in, join_out, kind = map(str.strip, entry.split(","))
         text = template
-        for key, value in (("entry", name), ("type", kind), ("split_in", split_in),
-                           ("join_out", join_out), ("steps", steps)):  # fmt: skip
+        for key, value in (("entry", name), ("type", dtype), ("split_in", split_in),
+                           ("join_out", join_out), ("kind", kind)):  # fmt: skip
             text = text.replace(f"@{key}@", value)
         source = folder / f"{name}.cpp"
         source.write_text(text)

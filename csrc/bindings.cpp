@@ -108,8 +108,8 @@ GmRegion extent_of(const at::Tensor& tensor, bool read_only) {
   return {tensor.const_data_ptr(), elements * tensor.element_size(), read_only};
 }
 
-#define KERNEL(name, dtype, type, split_in, join_out, steps) \
-  {DType::dtype, split_in, join_out, steps, name},
+#define KERNEL(name, dtype, type, split_in, join_out, kind) \
+  {DType::dtype, split_in, join_out, kind, name},
 constexpr RopeEntry<RopeKernelFunction> kKernels[] = {ROPE_ENTRIES(KERNEL)};
 #undef KERNEL
 
@@ -249,7 +249,7 @@ void bind_plan(py::module_& module) {
   using P = RopeParams;
   bind_struct<P>(module, "RopeParams", "token_parts", &P::token_parts, "head_parts", &P::head_parts,
                  "tile_tokens", &P::tile_tokens, "box_rows", &P::box_rows, "step_rows",
-                 &P::step_rows, "upright", &P::upright, "steps", &P::steps)
+                 &P::step_rows, "upright", &P::upright, "kind", &P::kind)
       .def_property_readonly("stream_in", [](const P& p) {
         return std::vector<int32_t>{p.stream_in[0], p.stream_in[1]};
       });

@@ -18,7 +18,7 @@ from test_operator import WRITABLE, assert_same
 from torch import Tensor
 
 rope = torch.ops.npu_rope
-AS_THEY_LIE, ARRANGED = 2, 3  # RopeParams::steps
+AS_THEY_LIE, ARRANGED = 2, 3  # RopeParams::kind
 
 
 @st.composite
@@ -53,7 +53,7 @@ def whole_blocks(call: Call) -> Call:
 
 @pytest.mark.parametrize("arranged", [False, True])
 def test_bits_are_the_operators(arranged: bool) -> None:
-    steps = Counter()
+    kinds = Counter()
 
     @given(any_kernel_call())
     @settings(max_examples=250, deadline=None)
@@ -61,11 +61,11 @@ def test_bits_are_the_operators(arranged: bool) -> None:
         tensors = (call if arranged else whole_blocks(call)).tensors()
         run = simulator.norm_apply(*tensors, **call.options)
         assert_same((run.q, run.k), rope.norm_apply(*tensors, **call.options))
-        steps[run.trace.plan.params.steps] += 1
+        kinds[run.trace.plan.params.kind] += 1
 
     check()
-    assert steps[ARRANGED if arranged else AS_THEY_LIE] > 50
-    assert arranged or steps[ARRANGED] == 0
+    assert kinds[ARRANGED if arranged else AS_THEY_LIE] > 50
+    assert arranged or kinds[ARRANGED] == 0
 
 
 @pytest.mark.parametrize("arranged", [False, True])
@@ -216,7 +216,7 @@ def test_one_launch_takes_the_weights_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "options"),
+    ("kind", "options"),
     [
         (AS_THEY_LIE, {"head_dim": 80}),
         (AS_THEY_LIE, {"head_dim": 128, "rotary_dim": 64, "rotary_offset": 16}),
@@ -230,13 +230,13 @@ def test_one_launch_takes_the_weights_once() -> None:
     ],
 )  # fmt: skip
 def test_only_rows_that_do_not_lie_at_blocks_are_arranged(
-    steps: int, options: dict[str, Any]
+    kind: int, options: dict[str, Any]
 ) -> None:
     call = Call(Sample(**options))
     run = simulator.norm_apply(*call.tensors(), **call.options)
-    assert run.trace.plan.params.steps == steps
+    assert run.trace.plan.params.kind == kind
     assert_same((run.q, run.k), rope.norm_apply(*call.tensors(), **call.options))
-    assert (run.trace.repeats("Gather") > 0) == (steps == ARRANGED)
+    assert (run.trace.repeats("Gather") > 0) == (kind == ARRANGED)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,10 @@ def test_columns_that_stay_are_not_gathered(offset: int, repeats: int) -> None:
 
 def test_arranged_rows_move_once() -> None:
     sample = Sample(tokens=768, q_heads=16, k_heads=16, head_dim=72)
-    trace = simulator.norm_apply(*Call(sample).tensors(), **Call(sample).options).trace
-    assert trace.gm_bytes < 1.005 * trace.least_gm_bytes
+    tensors, options = Call(sample).tensors(), Call(sample).options
+    run = simulator.norm_apply(*tensors, **options)
+    assert_same((run.q, run.k), rope.norm_apply(*tensors, **options))
+    assert run.trace.gm_bytes < 1.005 * run.trace.least_gm_bytes
 
 
 @pytest.mark.parametrize("table_dtype", [torch.float16, torch.float32], ids=str)

@@ -30,8 +30,8 @@ using Kernel = void(uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, uint8_t*, 
                     RopeParams);
 #define DECLARE(name, ...) extern "C" Kernel name;
 ROPE_ENTRIES(DECLARE)
-#define ENTRY(name, dtype, type, split_in, join_out, steps) \
-  {DType::dtype, split_in, join_out, steps, name},
+#define ENTRY(name, dtype, type, split_in, join_out, kind) \
+  {DType::dtype, split_in, join_out, kind, name},
 constexpr RopeEntry<Kernel> kKernels[] = {ROPE_ENTRIES(ENTRY)};
 
 namespace {

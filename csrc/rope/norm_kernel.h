@@ -20,7 +20,7 @@
 //
 // Banks: rows in fp32 lie in the first 64 KB, what is made of them beyond.
 //
-// kArrange: for rows that none of the rotation's ways takes whole. They are widened as they lie,
+// kArrange: for rows whose halves do not begin at whole blocks. They are widened as they lie,
 // which is the order of the sum, then arranged as RopeArrangement says, and put back before they
 // are rounded.
 #pragma once

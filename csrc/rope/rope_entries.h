@@ -16,7 +16,7 @@
 #include "rope/rope_params.h"
 
 //    name, dtype, the same in the kernel, rows come as pairs, rows leave as pairs,
-//    RopeParams::steps
+//    RopeParams::kind
 #define ROPE_ENTRIES(ENTRY)                                                           \
   ENTRY(rope_fp16_half, kFloat16, half, false, false, kRotates)                       \
   ENTRY(rope_fp16_interleaved, kFloat16, half, true, true, kRotates)                  \
@@ -53,7 +53,7 @@ template <class Function>
 struct RopeEntry {
   DType dtype;
   bool split_in, join_out;
-  uint8_t steps;
+  uint8_t kind;
   Function* function;
 };
 
@@ -63,7 +63,7 @@ Function* find_entry(const RopeEntry<Function> (&entries)[n], DType dtype,
                      const RopeParams& params) {
   for (const auto& entry : entries) {
     if (entry.dtype == dtype && entry.split_in == static_cast<bool>(params.split_in) &&
-        entry.join_out == static_cast<bool>(params.join_out) && entry.steps == params.steps) {
+        entry.join_out == static_cast<bool>(params.join_out) && entry.kind == params.kind) {
       return entry.function;
     }
   }

@@ -52,8 +52,8 @@ class PlanCache {
   std::array<Slot, 256> slots_;
 };
 
-#define LAUNCH(name, dtype, type, split_in, join_out, steps) \
-  {DType::dtype, split_in, join_out, steps, aclrtlaunch_##name},
+#define LAUNCH(name, dtype, type, split_in, join_out, kind) \
+  {DType::dtype, split_in, join_out, kind, aclrtlaunch_##name},
 constexpr RopeEntry<RopeLaunch> kLaunches[] = {ROPE_ENTRIES(LAUNCH)};
 #undef LAUNCH
 

@@ -29,7 +29,7 @@ constexpr int32_t kTableFloat32 = 2;
 
 constexpr int32_t kUnit = 16;  // 32-byte blocks that one transpose takes, and gives
 
-// RopeParams::steps
+// RopeParams::kind
 constexpr uint8_t kRotates = 0;         // rope_kernel.h
 constexpr uint8_t kRotatesUpright = 1;  // with the steps of rope_upright.h
 constexpr uint8_t kNorms = 2;           // norm_kernel.h
@@ -138,7 +138,7 @@ struct RopeArrangement {
   // Rows as they come, and as they leave: columns from an element of a half to the next one, and
   // from the first half's to the second's.
   int32_t in_step, in_second, out_step, out_second;
-  int32_t kept;               // the last columns so many, which are in place as they lie: else 0
+  int32_t kept;               // the last so many columns are not gathered: they are in place
   uint64_t kept_mask;         // lanes of the last repeat of them
   int32_t arrange, put_back;  // bytes from the beginning of the norm's part to offsets of columns:
                               // of a row as it lies, and of one so arranged
@@ -194,7 +194,7 @@ struct RopeParams {
   uint8_t join_out;           // rows leave as (2i, 2i + 1) pairs, else as two halves
   uint8_t transpose;          // the transposed rotation
   uint8_t round_each;         // round the products to q's dtype
-  uint8_t steps;              // kRotates, ...: which kernel it is
+  uint8_t kind;               // of kernel: kRotates, ...
   uint8_t upright;            // how pairs are rotated: kUprightTokens, kUprightHeads or 0
   uint8_t stream_in[2];       // q, k: read once and more than L2 holds, so not kept there
   uint8_t joined;  // each core has one token, all of whose rows are one box: q's, then k's

@@ -77,6 +77,18 @@ RopeGeometry batches_as_heads(RopeGeometry g) {
   return g;
 }
 
+/// Whether rows are put in another order to be normalised (RopeArrangement). Otherwise they are
+/// normalised as they lie, and what is rotated of them begins and ends at whole blocks; or they are
+/// pairs from the first column to the last.
+bool arranges(const RopeGeometry& g) {
+  if (!norms(g)) return false;
+  const bool partial = g.rotary_dim < g.head_dim;
+  if (g.style != Style::kHalf) return partial;
+  const int64_t block = kBlockBytes / size_of(g.dtype);
+  return g.rotary_dim / 2 % 8 != 0 ||
+         (partial && (g.head_dim % block != 0 || g.rotary_offset % block != 0));
+}
+
 /// Bytes of q, k and their outputs.
 int64_t moved_bytes(const RopeGeometry& g) {
   const int64_t row = g.head_dim * size_of(g.dtype);
@@ -136,9 +148,9 @@ void choose_grid(const RopeGeometry& g, int64_t max_cores, RopeParams& p) {
   const int64_t columns = in_place && !norms(g) ? g.rotary_dim : g.head_dim;
   const int64_t row = 2 * columns * size_of(g.dtype);
   const int64_t tables = 2 * g.rotary_dim / (g.half_tables ? 2 : 1) * size_of(g.table_dtype);
-  const double bytes_per_ns = p.steps == kNormsArranged ? kArrangedBytesPerNs
-                              : p.join_out              ? kPairBytesPerNs
-                                                        : kBytesPerNs;
+  const double bytes_per_ns = p.kind == kNormsArranged ? kArrangedBytesPerNs
+                              : p.join_out             ? kPairBytesPerNs
+                                                       : kBytesPerNs;
   double least = 0;
   for (int64_t head_parts = 1; head_parts <= std::min(heads, max_cores); ++head_parts) {
     const int64_t token_bytes = CeilDiv(heads, head_parts) * row + tables;
@@ -180,7 +192,7 @@ RopeArrangement arrangement_of(const RopeGeometry& g, const RopeParams& p) {
   return a;
 }
 
-/// p: of which steps, split_in, half_pitch, float_blocks and row are set.
+/// p: of which kind, split_in, half_pitch, float_blocks and row are set.
 RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   RopeNormParams n = {};
   const int64_t size = size_of(g.norm.weight_dtype);
@@ -197,7 +209,7 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   if (p.split_in) {
     n.row = p.row;
   } else {
-    const bool arranged = p.steps == kNormsArranged;
+    const bool arranged = p.kind == kNormsArranged;
     if (arranged) n.arrangement = arrangement_of(g, p);
     const int64_t width = arranged ? n.arrangement.width : g.head_dim;
     for (int64_t c = 0; c < width; c += kRepeatFloats) {
@@ -211,7 +223,7 @@ RopeNormParams norm_of(const RopeGeometry& g, const RopeParams& p) {
   // Rows of whole 512 bytes: of a repeat of every second block, and a factor in one of the
   // others, none share a bank group.
   n.scaled = n.row;
-  n.spread = g.head_dim % (2 * kRepeatFloats) == 0 && p.steps == kNorms ? 2 : 1;
+  n.spread = g.head_dim % (2 * kRepeatFloats) == 0 && p.kind == kNorms ? 2 : 1;
   if (n.spread == 2) {
     for (int32_t i = 0; i < n.scaled.count; ++i) {
       n.scaled.columns[i] = static_cast<uint16_t>(i / 2 * 2 * kRepeatFloats + i % 2 * 8);
@@ -248,8 +260,8 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   p.table_dtype = static_cast<uint8_t>(g.table_dtype);
   p.round_tables = g.cast_tables && g.dtype != DType::kFloat32 && g.table_dtype != g.dtype;
   p.split_tables = !g.half_tables && g.style == Style::kInterleaved;
-  p.steps = arranges(g) ? kNormsArranged : norms(g) ? kNorms : kRotates;
-  if (p.steps != kNormsArranged) {
+  p.kind = arranges(g) ? kNormsArranged : norms(g) ? kNorms : kRotates;
+  if (p.kind != kNormsArranged) {
     const bool interleaved = g.style == Style::kInterleaved;
     p.split_in = interleaved || (g.style == Style::kDeinterleave && !g.transpose);
     p.join_out = interleaved || (g.style == Style::kDeinterleave && g.transpose);
@@ -268,7 +280,7 @@ RopePlan plan_rope(const RopeGeometry& geometry, const Chip& chip) {
   p.float_blocks = static_cast<int32_t>(AlignUp(2 * p.half_pitch * 4, kBankRow) / kBlockBytes);
   choose_repeats(half, !transposes(g, p), p);
   if (norms(g)) {  // which works on whole rows
-    const int64_t rest = arranges(g) ? g.head_dim - g.rotary_dim : 0;
+    const int64_t rest = p.kind == kNormsArranged ? g.head_dim - g.rotary_dim : 0;
     const int64_t columns = std::max<int64_t>(g.head_dim, 2 * p.half_pitch + rest);
     p.float_blocks = static_cast<int32_t>(AlignUp(columns * 4, kBankRow) / kBlockBytes);
     p.norm = norm_of(g, p);

@@ -163,7 +163,7 @@ int64_t shift_of_sin(const RopeParams& p) {
   return p.half_pitch * 4 % kBankRow == 0 ? kBankRow / 2 : 0;
 }
 
-/// The same with a norm: a box is a round, and rows in fp32 take turns in two work buffers.
+/// With a norm a box is a round, and rows in fp32 take turns in two work buffers.
 Room lay_out_norm(const Chip& chip, const RopeParams& p, const Cut& c, int64_t held) {
   const int64_t rows = c.box_rows;
   Room room = {};
@@ -411,7 +411,7 @@ bool choose_upright(const RopeGeometry& g, const Chip& chip, RopeRows (&rows)[2]
 
   RopeParams u = p;
   u.upright = static_cast<uint8_t>(upright);
-  u.steps = kRotatesUpright;
+  u.kind = kRotatesUpright;
   u.float_blocks = static_cast<int32_t>(g.rotary_dim * 4 / kBlockBytes + (heads_abreast ? 0 : 2));
   for (int64_t run = std::min(longest, 4 * kMaxRepeats / g.rotary_dim); run >= least_run; --run) {
     const int64_t tile = std::min(tokens, heads_abreast ? run : int64_t{kUnit});

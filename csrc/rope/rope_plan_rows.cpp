@@ -24,15 +24,6 @@ bool rotates_whole_rows(const RopeGeometry& g, const RopeParams& p) {
 
 bool norms(const RopeGeometry& g) { return g.norm.q || g.norm.k; }
 
-bool arranges(const RopeGeometry& g) {
-  if (!norms(g)) return false;
-  const bool partial = g.rotary_dim < g.head_dim;
-  if (g.style != Style::kHalf) return partial;
-  const int64_t block = kBlockBytes / size_of(g.dtype);
-  return g.rotary_dim / 2 % 8 != 0 ||
-         (partial && (g.head_dim % block != 0 || g.rotary_offset % block != 0));
-}
-
 bool reachable(int64_t stride, int64_t bytes) { return stride >= bytes && stride <= UINT32_MAX; }
 
 int64_t core_tokens(const RopeGeometry& g, const RopeParams& p) {
@@ -48,7 +39,7 @@ RopeRows rows_of(const RopeGeometry& g, const RopeParams& p, bool k) {
   const int64_t size = size_of(g.dtype);
   const int64_t block = kBlockBytes / size;
   const bool partial = (!r.in_place || norms(g)) && g.rotary_dim < g.head_dim;
-  r.whole = arranges(g) || (partial && (norms(g) || rotates_whole_rows(g, p)));
+  r.whole = p.kind == kNormsArranged || (partial && (norms(g) || rotates_whole_rows(g, p)));
   r.passes = partial && !r.whole;
   const int64_t before = r.passes ? g.rotary_offset : 0;
   const int64_t after = r.passes ? g.head_dim - g.rotary_dim - before : 0;

@@ -13,11 +13,6 @@ bool transposes(const RopeGeometry& g, const RopeParams& p);
 /// Whether rows are normalised before they are rotated.
 bool norms(const RopeGeometry& g);
 
-/// Whether their columns are put in another order for it (RopeArrangement). Otherwise rows are
-/// normalised as they lie, and what is rotated of them begins and ends at whole blocks; or they are
-/// pairs from the first column to the last.
-bool arranges(const RopeGeometry& g);
-
 /// Whether a transfer can go from a block of `bytes` to the next one, `stride` bytes further: the
 /// gap between them is an unsigned number of 32 bits.
 bool reachable(int64_t stride, int64_t bytes);

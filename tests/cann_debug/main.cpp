@@ -27,11 +27,11 @@ struct Entry {
   const char* name;
   DType dtype;
   bool split_in, join_out;
-  uint8_t steps;
+  uint8_t kind;
   Kernel* kernel;
 };
-#define ENTRY(name, dtype, type, split_in, join_out, steps) \
-  {#name, DType::dtype, split_in, join_out, steps, name},
+#define ENTRY(name, dtype, type, split_in, join_out, kind) \
+  {#name, DType::dtype, split_in, join_out, kind, name},
 constexpr Entry kEntries[] = {ROPE_ENTRIES(ENTRY)};
 
 // Read by run() in the processes that ICPU_RUN_KF forks: a struct needs no way through its
@@ -83,10 +83,10 @@ int main(int argc, char** argv) {
   g.q = g.q_out = {0, g.q_heads * g.head_dim, g.head_dim};
   g.k = g.k_out = {0, g.k_heads * g.head_dim, g.head_dim};
   g.cos = g.sin = {0, g.head_dim};
-  const bool norm = entry->steps == kNorms || entry->steps == kNormsArranged;
+  const bool norm = entry->kind == kNorms || entry->kind == kNormsArranged;
   g.norm = {norm, norm, DType::kFloat32, 1e-6, 0.0};
   const RopePlan plan = plan_rope(g, find_chip("Ascend910B1"));
-  if (entry->steps != plan.params.steps) return 3;
+  if (entry->kind != plan.params.kind) return 3;
   kernel = entry->kernel;
   params = plan.params;
 

@@ -98,6 +98,14 @@ class QueuedSquare {
 
 using Kernel = void (*)(GM_ADDR x, GM_ADDR y);
 
+/// Gathers, lane for lane, the element `offset` bytes behind `base`.
+template <uint32_t offset, uint32_t base, uint64_t mask, int repeats>
+void GatherOne(GM_ADDR x, GM_ADDR y) {
+  Square k(x, y);
+  k.LoadForCompute();
+  Gather(k.b, k.a, k.Offsets(offset), base, mask, repeats, 8);
+}
+
 const std::map<std::string, Kernel>& kernels() {
   static const std::map<std::string, Kernel> table = {
       {"right",
@@ -563,54 +571,19 @@ const std::map<std::string, Kernel>& kernels() {
          SetMaskCount();
          Brcb(k.b, k.a, 1, {1, 8});
        }},
-      {"Gather repeat 256",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(0), 0, 64, 256, 8);
-       }},
-      {"Gather mask 65",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(0), 0, 65, 1, 8);
-       }},
+      {"Gather repeat 256", GatherOne<0, 0, 64, 256>},
+      {"Gather mask 65", GatherOne<0, 0, 65, 1>},
       {"Gather of no elements",
        [](GM_ADDR x, GM_ADDR y) {
          Square k(x, y);
          k.LoadForCompute();
          Gather(k.b, k.a, k.Offsets(0), 0, 0);
        }},
-      {"Gather by an offset that is no whole element",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(6), 0, 8, 1, 8);
-       }},
-      {"Gather from a base that is no whole element",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(0), 2, 8, 1, 8);
-       }},
-      {"Gather from a base beyond the tensor",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(0), 1024, 8, 1, 8);
-       }},
-      {"Gather beyond the buffer",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(4096), 0, 8, 1, 8);
-       }},
-      {"Gather of unwritten UB",
-       [](GM_ADDR x, GM_ADDR y) {
-         Square k(x, y);
-         k.LoadForCompute();
-         Gather(k.b, k.a, k.Offsets(kCount * 4), 0, 8, 1, 8);
-       }},
+      {"Gather by an offset that is no whole element", GatherOne<6, 0, 8, 1>},
+      {"Gather from a base that is no whole element", GatherOne<0, 2, 8, 1>},
+      {"Gather from a base beyond the tensor", GatherOne<0, 1024, 8, 1>},
+      {"Gather beyond the buffer", GatherOne<4096, 0, 8, 1>},
+      {"Gather of unwritten UB", GatherOne<kCount * 4, 0, 8, 1>},
       {"Gather into its source",
        [](GM_ADDR x, GM_ADDR y) {
          Square k(x, y);

@@ -78,9 +78,11 @@ struct VectorCall {
   Where where;
   Lanes lanes;
   int operand_count;
-  Operand operands[3];    // destination, then sources
-  bool may_accumulate;    // repeats may read, as the last source, what earlier ones wrote
-  bool reshapes = false;  // no block of the destination is one of the source: reductions, Brcb
+  Operand operands[3];  // destination, then sources
+  bool may_accumulate;  // repeats may read, as the last source, what earlier ones wrote
+  // Reductions, Brcb, Gather: the destination has lanes of its own, and no block is source and
+  // destination.
+  bool reshapes = false;
   Lanes dst_lanes{};
   // Gather: the sources are offsets; each lane reads an element of `gathered`, so many bytes behind
   // `gathered_from`.
